@@ -1,0 +1,176 @@
+//! What is known of hives, workers, devices and models, in the shapes of contract/http.md.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    Starting,
+    Loading,
+    Ready,
+    Busy,
+    Draining,
+    Stopping,
+    Failed,
+}
+
+impl WorkerState {
+    /// Whether a request may be sent to it now.
+    pub fn serves(self) -> bool {
+        matches!(self, WorkerState::Ready | WorkerState::Busy)
+    }
+
+    /// Whether it will serve soon, so that waiting beats spawning another.
+    pub fn is_coming(self) -> bool {
+        matches!(self, WorkerState::Starting | WorkerState::Loading)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkerState::Starting => "starting",
+            WorkerState::Loading => "loading",
+            WorkerState::Ready => "ready",
+            WorkerState::Busy => "busy",
+            WorkerState::Draining => "draining",
+            WorkerState::Stopping => "stopping",
+            WorkerState::Failed => "failed",
+        }
+    }
+}
+
+/// A live worker. Times are milliseconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    pub worker_id: String,
+    pub hive: String,
+    pub state: WorkerState,
+    /// The model's canonical name: what /v1/models lists and requests name.
+    pub model: String,
+    /// The kind of engine: `cpu`, `cuda`, `metal` or an installed worker's id.
+    pub worker: String,
+    pub device: String,
+    pub slots_total: u32,
+    pub slots_busy: u32,
+    /// Tokens a slot.
+    pub ctx: u32,
+    pub memory_bytes: u64,
+    pub pid: Option<i32>,
+    pub started_at: u64,
+    pub last_used: u64,
+    pub pinned: bool,
+    pub url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// `CPU-0`, `GPU-0`, …
+    pub id: String,
+    pub name: String,
+    /// `cpu`, `cuda` or `metal`.
+    pub device_type: String,
+    pub memory_bytes: u64,
+    pub memory_free_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_capability: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub devices: Vec<Device>,
+    pub os: String,
+    pub arch: String,
+    pub cpu_features: Vec<String>,
+}
+
+/// A hive as the queen knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HiveInfo {
+    pub name: String,
+    pub version: String,
+    pub state: HiveState,
+    /// The hive's own listen address, for people; the queen talks over the link.
+    pub listen: String,
+    pub connected_at: u64,
+    pub last_seen: u64,
+    pub devices: Vec<Device>,
+    pub workers: Vec<WorkerInfo>,
+    /// Models on that node's disk.
+    pub models: Vec<String>,
+    pub os: String,
+    pub arch: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HiveState {
+    Online,
+    Draining,
+    Lost,
+}
+
+/// A file of a model on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelFile {
+    pub name: String,
+    pub size: u64,
+    pub sha256: Option<String>,
+}
+
+/// A model on a node's disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub id: String,
+    pub reference: String,
+    pub revision: Option<String>,
+    pub files: Vec<ModelFile>,
+    pub size_bytes: u64,
+    pub architecture: String,
+    pub parameters: u64,
+    pub quantization: String,
+    pub context_length: u32,
+    pub vocabulary: u32,
+    pub chat_template: bool,
+    pub path: String,
+    pub added_at: u64,
+    pub in_use_by: Vec<String>,
+}
+
+/// GET /health.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    pub status: String,
+    pub version: String,
+    pub api_version: String,
+}
+
+/// GET /v1/info.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// `queen` or `hive`.
+    pub role: String,
+    pub name: String,
+    pub base_url: String,
+    pub version: String,
+    pub protocol: u32,
+    pub features: Vec<String>,
+    pub build: String,
+    pub pid: u32,
+    pub started_at: u64,
+}
+
+/// What an infer job answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InferResult {
+    pub text: String,
+    pub finish_reason: String,
+    pub usage: super::openai::Usage,
+    pub worker_id: String,
+    pub model: String,
+    pub timings: Value,
+}
+
+/// Milliseconds since the epoch, for records that people and other machines read.
+pub fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,140 @@
+//! What a job can be asked to do: one operation a job, tagged by `operation`.
+
+use super::openai::ChatMessage;
+use serde::{Deserialize, Serialize};
+
+/// Operations a hive runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+pub enum HiveOperation {
+    WorkerSpawn(WorkerSpawn),
+    WorkerStop { worker_id: String },
+    WorkerProcessList,
+    ModelDownload { model: String },
+    ModelList,
+    ModelGet { id: String },
+    Status,
+    HiveCheck,
+}
+
+impl HiveOperation {
+    pub const NAMES: &[&str] = &[
+        "worker_spawn",
+        "worker_stop",
+        "worker_process_list",
+        "model_download",
+        "model_list",
+        "model_get",
+        "status",
+        "hive_check",
+    ];
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            HiveOperation::WorkerSpawn(_) => "worker_spawn",
+            HiveOperation::WorkerStop { .. } => "worker_stop",
+            HiveOperation::WorkerProcessList => "worker_process_list",
+            HiveOperation::ModelDownload { .. } => "model_download",
+            HiveOperation::ModelList => "model_list",
+            HiveOperation::ModelGet { .. } => "model_get",
+            HiveOperation::Status => "status",
+            HiveOperation::HiveCheck => "hive_check",
+        }
+    }
+}
+
+/// A worker that is wanted. Asking twice for the same model, worker and device gives the same worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSpawn {
+    pub model: String,
+    /// `cpu`, `cuda`, `metal` or an installed worker's id; the node's best when absent.
+    #[serde(default)]
+    pub worker: Option<String>,
+    #[serde(default)]
+    pub device: Option<String>,
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// Tokens a slot.
+    #[serde(default)]
+    pub ctx: Option<u32>,
+    #[serde(default)]
+    pub pin: bool,
+}
+
+/// Operations the queen runs herself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+pub enum QueenOperation {
+    Infer(Box<Infer>),
+    ActiveWorkerList,
+    ActiveWorkerGet { worker_id: String },
+    HiveList,
+    HiveGet { name: String },
+    Status,
+    QueenCheck,
+}
+
+impl QueenOperation {
+    pub const NAMES: &[&str] =
+        &["infer", "active_worker_list", "active_worker_get", "hive_list", "hive_get", "status", "queen_check"];
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            QueenOperation::Infer(_) => "infer",
+            QueenOperation::ActiveWorkerList => "active_worker_list",
+            QueenOperation::ActiveWorkerGet { .. } => "active_worker_get",
+            QueenOperation::HiveList => "hive_list",
+            QueenOperation::HiveGet { .. } => "hive_get",
+            QueenOperation::Status => "status",
+            QueenOperation::QueenCheck => "queen_check",
+        }
+    }
+}
+
+/// One answer, as a job.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Infer {
+    pub model: String,
+    /// Either a prompt, continued as it stands, or messages, put through the model's own template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<ChatMessage>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hive: Option<String>,
+    #[serde(default)]
+    pub stream: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_tagged_in_snake_case() {
+        let op: HiveOperation =
+            serde_json::from_str(r#"{"operation":"worker_spawn","model":"m","worker":"cpu"}"#).unwrap();
+        assert_eq!(op.name(), "worker_spawn");
+        let op: QueenOperation =
+            serde_json::from_str(r#"{"operation":"infer","model":"m","prompt":"p","max_tokens":4}"#).unwrap();
+        assert_eq!(op.name(), "infer");
+    }
+}
