@@ -37,6 +37,7 @@ pub mod daemon;
 pub mod exit;
 pub mod http;
 pub mod job;
+pub mod model;
 pub mod paths;
 pub mod queen;
 pub mod shutdown;
