@@ -31,5 +31,6 @@ compile_error!("Metal exists on macOS only, where the default build already has 
 compile_error!("macOS has no static executables: build without +crt-static");
 
 pub mod http;
+pub mod process;
 pub mod shutdown;
 pub mod wire;
