@@ -30,7 +30,12 @@ compile_error!("Metal exists on macOS only, where the default build already has 
 #[cfg(all(target_os = "macos", target_feature = "crt-static"))]
 compile_error!("macOS has no static executables: build without +crt-static");
 
+pub mod cli;
+pub mod config;
+pub mod exit;
 pub mod http;
+pub mod job;
+pub mod paths;
 pub mod process;
 pub mod shutdown;
 pub mod wire;

@@ -1,1 +1,17 @@
+//! HTTP as every role uses it: one server loop, one small client, the link's HTTP/2, event streams, the guard.
+//! Nothing here knows a role's routes; a role brings a table of them and a [`server::Service`].
 
+pub mod auth;
+pub mod client;
+pub mod link;
+pub mod relay;
+pub mod reply;
+pub mod request;
+pub mod resolve;
+pub mod router;
+pub mod server;
+pub mod sse;
+pub mod tls;
+
+pub use reply::{Body, BoxError, Response};
+pub use request::{Peer, Request};

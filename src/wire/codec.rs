@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn frames_come_out_of_any_cut_of_the_stream() {
-        let frames = [Frame::V1(TelemetryV1::Tick), Frame::V1(TelemetryV1::Workers(vec![worker(), worker()]))];
+        let frames =
+            [Frame::V1(TelemetryV1::Tick), Frame::V1(TelemetryV1::Workers(vec![worker(), worker()]))];
         let stream: Vec<u8> = frames.iter().flat_map(|f| encode(f).unwrap()).collect();
         for cut in 0..=stream.len() {
             let mut decoder = Decoder::default();

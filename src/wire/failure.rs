@@ -139,9 +139,8 @@ impl Failure {
                 let text = String::from_utf8_lossy(&body[..body.len().min(300)]);
                 format!("the server answered {status} {text}").trim_end().to_owned()
             });
-        let code = error
-            .and_then(|e| serde_json::from_value(e.get("code")?.clone()).ok())
-            .unwrap_or(Code::Unknown);
+        let code =
+            error.and_then(|e| serde_json::from_value(e.get("code")?.clone()).ok()).unwrap_or(Code::Unknown);
         let details = error.and_then(|e| e.get("details")).cloned().unwrap_or(Value::Null);
         Failure { code, message, details }
     }
@@ -174,7 +173,8 @@ mod tests {
 
     #[test]
     fn a_body_reads_back_as_the_failure_it_was_made_from() {
-        let failure = Failure::new(Code::InsufficientMemory, "too big").with(serde_json::json!({"needed": 1}));
+        let failure =
+            Failure::new(Code::InsufficientMemory, "too big").with(serde_json::json!({"needed": 1}));
         let body = serde_json::to_vec(&failure.body("r1")).unwrap();
         assert_eq!(Failure::from_body(503, &body), failure);
     }

@@ -142,8 +142,7 @@ pub struct ModelEntry {
 
 impl ModelList {
     pub fn of(ids: impl IntoIterator<Item = String>) -> Self {
-        let entry =
-            |id| ModelEntry { id, object: "model".into(), created: 0, owned_by: "rbee".into() };
+        let entry = |id| ModelEntry { id, object: "model".into(), created: 0, owned_by: "rbee".into() };
         ModelList { object: "list".into(), data: ids.into_iter().map(entry).collect() }
     }
 }

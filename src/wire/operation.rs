@@ -75,8 +75,15 @@ pub enum QueenOperation {
 }
 
 impl QueenOperation {
-    pub const NAMES: &[&str] =
-        &["infer", "active_worker_list", "active_worker_get", "hive_list", "hive_get", "status", "queen_check"];
+    pub const NAMES: &[&str] = &[
+        "infer",
+        "active_worker_list",
+        "active_worker_get",
+        "hive_list",
+        "hive_get",
+        "status",
+        "queen_check",
+    ];
 
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,0 +1,228 @@
+//! The link: one HTTP/2 connection between hive and queen, dialled by the hive and then turned round, so that the hive
+//! serves on it and the queen asks. A node behind NAT needs no open port, and a closed link is the failure signal.
+//!
+//! HTTP/2's defaults are made for browsers and wrong for this; every limit is set here by name. Flow control in
+//! particular: a stream's window bounds what one slow reader may hold up (256 KiB), the connection's window is as large
+//! as the protocol allows, so that unread streams can never starve the others. The reset limits guard a server against
+//! strangers; on a link both ends are ours, and a fleet's clients may well leave by the thousand.
+
+use crate::http::server::Service;
+use crate::http::{Body, Peer, Request, auth::Guard, client, reply};
+use crate::shutdown::Shutdown;
+use crate::wire::{Code, Failure, PROTOCOL, PROTOCOL_OLDEST, VERSION};
+use http::header::{CONNECTION, UPGRADE};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub const STREAMS_MAX: u32 = 4_096;
+pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+pub const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+pub const FRAME_BYTES_MAX: u32 = 64 << 10;
+pub const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
+pub const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
+pub const PENDING_RESETS_MAX: usize = STREAMS_MAX as usize;
+pub const LOCAL_RESETS_MAX: usize = 1 << 20;
+/// A silent network is found within these two together (B6).
+pub const PING_EVERY: Duration = Duration::from_secs(2);
+pub const PING_ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long the queen may take to turn the link round.
+pub const UPGRADE_MAX: Duration = Duration::from_secs(10);
+
+/// The Upgrade token, and the headers of the handshake.
+pub const UPGRADE_TO: &str = "rbee-link";
+pub const HIVE_HEADER: &str = "rbee-hive";
+pub const NODE_HEADER: &str = "rbee-node";
+pub const PROTOCOL_HEADER: &str = "rbee-protocol";
+pub const VERSION_HEADER: &str = "rbee-version";
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("dialling the queen")]
+    Dial(#[from] client::ClientError),
+    #[error("the queen refused the link: {0}")]
+    Refused(#[source] Failure),
+    #[error("turning the link round")]
+    Upgrade(#[source] hyper::Error),
+    #[error("the queen did not turn the link round within {} s", UPGRADE_MAX.as_secs())]
+    Timeout,
+    #[error("the link broke")]
+    Broken(#[source] hyper::Error),
+}
+
+/// What a dialling hive says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub hive: String,
+    /// The machine behind the name: kept in the hive's state, so that a restarted hive is known for itself.
+    pub node: String,
+    pub protocol: u32,
+    pub version: String,
+}
+
+impl Hello {
+    pub fn ours(hive: &str, node: &str) -> Self {
+        Hello { hive: hive.to_owned(), node: node.to_owned(), protocol: PROTOCOL, version: VERSION.to_owned() }
+    }
+
+    /// Reads the handshake's headers and holds the protocol against ours (B4).
+    pub fn read(request: &Request) -> Result<Self, Failure> {
+        let header = |name: &str| {
+            request
+                .header(name)
+                .map(str::to_owned)
+                .ok_or_else(|| Failure::invalid(format!("a link needs the header `{name}`")))
+        };
+        if !request.header("upgrade").is_some_and(|to| to.eq_ignore_ascii_case(UPGRADE_TO)) {
+            return Err(Failure::invalid(format!("a link needs `upgrade: {UPGRADE_TO}`")));
+        }
+        let protocol = header(PROTOCOL_HEADER)?
+            .parse()
+            .map_err(|_| Failure::invalid(format!("`{PROTOCOL_HEADER}` is not a number")))?;
+        let hello = Hello { hive: header(HIVE_HEADER)?, node: header(NODE_HEADER)?, protocol, version: header(VERSION_HEADER)? };
+        if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
+            return Err(Failure::new(
+                Code::VersionMismatch,
+                format!(
+                    "the hive {} is rbee {} (protocol {protocol}), this queen is {VERSION} (protocol {PROTOCOL}): copy the newer of the two binaries to the other node and restart it there",
+                    hello.hive, hello.version
+                ),
+            ));
+        }
+        Ok(hello)
+    }
+}
+
+/// Dials a queen and gives the connection once it has been turned round.
+pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<hyper::upgrade::Upgraded, LinkError> {
+    let mut request = client::get("/v1/link")?;
+    let headers = request.headers_mut();
+    headers.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, http::HeaderValue::from_static(UPGRADE_TO));
+    for (name, value) in [
+        (HIVE_HEADER, hello.hive.clone()),
+        (NODE_HEADER, hello.node.clone()),
+        (PROTOCOL_HEADER, hello.protocol.to_string()),
+        (VERSION_HEADER, hello.version.clone()),
+    ] {
+        let value = http::HeaderValue::from_str(&value)
+            .map_err(|_| LinkError::Refused(Failure::invalid(format!("`{value}` cannot name a hive"))))?;
+        headers.insert(name, value);
+    }
+    let turned = async {
+        let answer = client::send(queen, request).await?;
+        if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            let failure = match client::whole(answer).await {
+                Err(failure) => failure,
+                Ok(_) => Failure::invalid("it answered, but not as a queen does"),
+            };
+            return Err(LinkError::Refused(failure));
+        }
+        hyper::upgrade::on(answer).await.map_err(LinkError::Upgrade)
+    };
+    tokio::time::timeout(UPGRADE_MAX, turned).await.map_err(|_| LinkError::Timeout)?
+}
+
+/// The queen's answer to a dialling hive.
+pub fn accepted() -> crate::http::Response {
+    let mut response = crate::http::Response::new(reply::empty());
+    *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, http::HeaderValue::from_static(UPGRADE_TO));
+    response
+}
+
+/// The hive's end: answers what the queen asks until the link closes or the shutdown has drained.
+pub async fn serve<S: Service>(
+    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    service: S,
+    shutdown: Shutdown,
+) -> Result<(), LinkError> {
+    let guard = Guard::default();
+    let answering = service_fn(move |request: http::Request<Incoming>| {
+        let (service, guard) = (service.clone(), guard.clone());
+        async move {
+            Ok::<_, Infallible>(crate::http::server::answer(request, Peer::Link, &service, &guard).await)
+        }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER_MAX)
+        .serve_connection(io, answering);
+    let mut connection = pin!(connection);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(LinkError::Broken),
+            () = shutdown.stopped() => return Ok(()),
+            () = shutdown.drained(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// The queen's end: a cloneable way to ask the hive.
+#[derive(Debug, Clone)]
+pub struct Caller(SendRequest<Body>);
+
+impl Caller {
+    pub async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Incoming>, LinkError> {
+        // HTTP/2 multiplexes: a clone is another stream of the same connection.
+        self.0.clone().send_request(request).await.map_err(LinkError::Broken)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// Starts the queen's end; the second value runs the link and ends with it.
+pub async fn call(
+    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+) -> Result<(Caller, impl Future<Output = Result<(), LinkError>> + Send), LinkError> {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_max_send_streams(STREAMS_MAX as usize)
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_concurrent_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER_MAX)
+        .keep_alive_while_idle(true)
+        .handshake(io)
+        .await
+        .map_err(LinkError::Broken)?;
+    Ok((Caller(sender), async move { connection.await.map_err(LinkError::Broken) }))
+}
+
+/// A link's transport inside one process, for `rbee serve`.
+pub const PIPE_BYTES: usize = 256 << 10;
+
+pub fn pipe() -> (
+    TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+    TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+) {
+    let (hive, queen) = tokio::io::duplex(PIPE_BYTES);
+    (TokioIo::new(hive), TokioIo::new(queen))
+}

@@ -1,0 +1,175 @@
+//! A request as a role's service sees it, and the bounded ways to read its body.
+
+use crate::http::{Body, reply};
+use crate::wire::{Code, Failure};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The longest request body anywhere: a long conversation is a few megabytes.
+pub const BODY_BYTES_MAX: usize = 32 << 20;
+/// The longest body of a control request, a job's operation for one.
+pub const CONTROL_BYTES_MAX: usize = 8 << 20;
+/// How long a client may take to send a body.
+pub const BODY_READ_MAX: Duration = Duration::from_secs(60);
+
+/// Where a request came from, which decides what the guard asks of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Tcp {
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
+    /// A socket file that only this user can open.
+    Unix,
+    /// The queen, over the link this hive dialled.
+    Link,
+}
+
+#[derive(Debug)]
+pub struct Request {
+    pub inner: http::Request<Incoming>,
+    /// Sent back as `x-request-id`, and in every error body.
+    pub id: String,
+    pub peer: Peer,
+}
+
+impl Request {
+    pub fn method(&self) -> &http::Method {
+        self.inner.method()
+    }
+
+    pub fn path(&self) -> &str {
+        self.inner.uri().path()
+    }
+
+    pub fn headers(&self) -> &http::HeaderMap {
+        self.inner.headers()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.inner.headers().get(name)?.to_str().ok()
+    }
+
+    /// A query parameter, percent-decoded.
+    pub fn query(&self, key: &str) -> Option<String> {
+        let query = self.inner.uri().query()?;
+        query.split('&').find_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (name == key).then(|| percent_decode(value))
+        })
+    }
+
+    /// The whole body, no longer than `limit` and no slower than [`BODY_READ_MAX`].
+    pub async fn bytes(self, limit: usize) -> Result<Bytes, Failure> {
+        read(self.inner.into_body(), limit).await
+    }
+
+    /// The body as JSON. The content type is demanded: a browser can send a form across origins, but not this.
+    pub async fn json<T: DeserializeOwned>(self, limit: usize) -> Result<T, Failure> {
+        let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
+        let media_type = content_type.split(';').next().unwrap_or("").trim();
+        if !media_type.eq_ignore_ascii_case("application/json") {
+            return Err(Failure::new(
+                Code::UnsupportedMediaType,
+                format!("send JSON with `content-type: application/json` (got `{content_type}`)"),
+            ));
+        }
+        let bytes = self.bytes(limit).await?;
+        parse(&bytes)
+    }
+
+    /// The request to send on: same method, given target, end-to-end headers only, the body streaming.
+    pub fn forward(self, path_and_query: &str) -> Result<http::Request<Body>, Failure> {
+        let (head, body) = self.inner.into_parts();
+        let mut request = http::Request::builder()
+            .method(head.method)
+            .uri(path_and_query)
+            .body(body.map_err(Into::into).boxed_unsync())
+            .map_err(|_| Failure::invalid(format!("`{path_and_query}` is not a path that can be relayed")))?;
+        for (name, value) in &head.headers {
+            let hop = reply::HOP_BY_HOP.contains(&name.as_str()) && name != http::header::CONTENT_LENGTH;
+            if !hop && name != http::header::HOST && name != http::header::AUTHORIZATION {
+                request.headers_mut().append(name, value.clone());
+            }
+        }
+        if let Ok(id) = http::HeaderValue::from_str(&self.id) {
+            request.headers_mut().insert("x-request-id", id);
+        }
+        Ok(request)
+    }
+}
+
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Failure::invalid(format!("the body is not what this route takes: {error}")))
+}
+
+/// A whole body of a known bound, from either end of a connection.
+pub async fn read(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    match tokio::time::timeout(BODY_READ_MAX, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::new(
+            Code::BodyTooLarge,
+            format!("the body is longer than this route's limit of {limit} bytes"),
+        )),
+        Ok(Err(error)) => Err(Failure::invalid(format!("reading the body failed: {error}"))),
+        Err(_) => Err(Failure::new(
+            Code::RequestTimeout,
+            format!("the body did not arrive within {} s", BODY_READ_MAX.as_secs()),
+        )),
+    }
+}
+
+/// Percent-decoding as forms do it; what is not an escape stays as it is.
+pub fn percent_decode(text: &str) -> String {
+    let raw = text.as_bytes();
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while at < raw.len() {
+        let escaped = (raw[at] == b'%')
+            .then(|| raw.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+        match escaped {
+            Some(value) => {
+                bytes.push(value);
+                at += 3;
+            }
+            None => {
+                bytes.push(if raw[at] == b'+' { b' ' } else { raw[at] });
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Percent-encoding of one path segment or query value.
+pub fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_decoding_undoes_encoding_and_leaves_stray_signs() {
+        let text = "file:/a b/ü&=%.gguf";
+        assert_eq!(percent_decode(&percent_encode(text)), text);
+        assert_eq!(percent_decode("100%"), "100%");
+        assert_eq!(percent_decode("%zz+"), "%zz ");
+    }
+}

@@ -1,0 +1,162 @@
+//! The server loop of every role: accept within limits, guard, call the service, answer failures in the one shape, and
+//! end in order: refuse new connections, let the ones at work finish, cut what is left when told to stop.
+
+use crate::http::auth::Guard;
+use crate::http::{Peer, Request, Response, reply};
+use crate::shutdown::Shutdown;
+use crate::wire::Failure;
+use http::header::HeaderValue;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+/// Connections open at once; more wait in the kernel's queue.
+pub const CONNECTIONS_MAX: usize = 8_192;
+/// How long a client may take to send a request's head.
+pub const HEAD_READ_MAX: Duration = Duration::from_secs(10);
+/// The longest request head.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+pub const HEADERS_MAX: usize = 100;
+/// The longest request id taken over from a client.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// The pause after an accept that failed for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What a role does with a request. A failure becomes the error body.
+pub trait Service: Clone + Send + Sync + 'static {
+    fn call(&self, request: Request) -> impl Future<Output = Result<Response, Failure>> + Send;
+}
+
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Serves until the shutdown drains, then until the connections at work have finished or it stops.
+pub async fn serve<S: Service>(listener: Listener, service: S, guard: Arc<Guard>, shutdown: Shutdown) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.drained() => return,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let (stream, peer, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let (service, guard, ending) = (service.clone(), guard.clone(), shutdown.clone());
+        shutdown.spawn(async move {
+            match stream {
+                Stream::Tcp(stream) => connection(stream, peer, service, guard, ending).await,
+                Stream::Unix(stream) => connection(stream, peer, service, guard, ending).await,
+            }
+            drop(place);
+        });
+    }
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+async fn accept(
+    listener: &Listener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(Stream, Peer, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+    match listener {
+        Listener::Tcp(listener) => {
+            let (stream, remote) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let local = stream.local_addr()?;
+            Ok((Stream::Tcp(stream), Peer::Tcp { local, remote }, place))
+        }
+        Listener::Unix(listener) => {
+            let (stream, _) = listener.accept().await?;
+            Ok((Stream::Unix(stream), Peer::Unix, place))
+        }
+    }
+}
+
+async fn connection<S: Service>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    service: S,
+    guard: Arc<Guard>,
+    shutdown: Shutdown,
+) {
+    let answering = service_fn(move |request| {
+        let (service, guard) = (service.clone(), guard.clone());
+        async move { Ok::<_, Infallible>(answer(request, peer, &service, &guard).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_READ_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), answering)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+            () = shutdown.stopped() => return,
+            () = shutdown.drained(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// One request through guard and service, whatever connection it came on.
+pub async fn answer<S: Service>(
+    inner: http::Request<Incoming>,
+    peer: Peer,
+    service: &S,
+    guard: &Guard,
+) -> Response {
+    let id = request_id(inner.headers().get("x-request-id"));
+    let request = Request { inner, id: id.clone(), peer };
+    let span = tracing::debug_span!("request", id, method = %request.method(), path = request.path());
+    let outcome = match guard.check(&request) {
+        Ok(()) => tracing::Instrument::instrument(service.call(request), span).await,
+        Err(failure) => Err(failure),
+    };
+    let mut response = outcome.unwrap_or_else(|failure| {
+        tracing::debug!(code = ?failure.code, message = failure.message, id, "request refused");
+        reply::failure(&failure, &id)
+    });
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+/// The client's own id where it is harmless, else a fresh one.
+fn request_id(given: Option<&HeaderValue>) -> String {
+    given
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
+        .filter(|id| id.bytes().all(|b| b.is_ascii_graphic()))
+        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
