@@ -40,5 +40,6 @@ pub mod job;
 pub mod model;
 pub mod paths;
 pub mod queen;
+pub mod process;
 pub mod shutdown;
 pub mod wire;
