@@ -35,6 +35,7 @@ pub mod config;
 pub mod exit;
 pub mod http;
 pub mod job;
+pub mod keeper;
 pub mod paths;
 pub mod shutdown;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! One function a command.
+
+pub mod links;

@@ -1,0 +1,3 @@
+//! The person's command line.
+
+pub mod commands;
