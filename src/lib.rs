@@ -13,6 +13,7 @@
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.
 //! - [`http`]: server, client, the link's HTTP/2, event streams, the guard.
+//! - [`daemon`]: a long-running role's start: lock, addresses, readiness.
 //! - [`shutdown`]: signals to a token tree and a task tracker.
 //!
 //! Vocabulary
@@ -32,10 +33,14 @@ compile_error!("macOS has no static executables: build without +crt-static");
 
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod exit;
 pub mod http;
 pub mod job;
 pub mod keeper;
+pub mod model;
 pub mod paths;
+pub mod process;
+pub mod queen;
 pub mod shutdown;
 pub mod wire;

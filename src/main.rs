@@ -24,6 +24,10 @@ fn dispatch(settings: &Settings) -> Exit {
         Action::Links => {
             links::run(settings).map_or_else(|error| fail(&error, Exit::Failed), |()| Exit::Done)
         }
+        Action::Shim => match rbee::process::shim_main(settings.positionals()[0].as_ref()) {
+            0 => Exit::Done,
+            _ => Exit::Failed,
+        },
         _ => Exit::Failed,
     }
 }
