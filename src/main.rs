@@ -1,9 +1,47 @@
-use std::process::ExitCode;
+//! The role comes from the program's name or the first word; only this file ends the process.
 
-fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args_os().skip(1).collect();
-    match words.as_slice() {
-        [role, record] if role == "shim" => ExitCode::from(rbee::process::shim_main(record.as_ref())),
-        _ => ExitCode::from(2),
+use rbee::cli::{self, Action, Request};
+use rbee::config::Settings;
+use rbee::exit::Exit;
+use rbee::keeper::commands::links;
+use rbee::wire::failure::chain;
+use std::error::Error;
+
+fn main() -> Exit {
+    match cli::parse(std::env::args_os()) {
+        Ok(Request::Help(text)) => print(&text),
+        Ok(Request::Version { .. }) => print(&format!("rbee {}\n", rbee::wire::VERSION)),
+        Ok(Request::Command(parsed)) => match Settings::of_process(parsed) {
+            Ok(settings) => dispatch(&settings),
+            Err(error) => fail(&error, Exit::Usage),
+        },
+        Err(error) => fail(&error, Exit::Usage),
     }
+}
+
+fn dispatch(settings: &Settings) -> Exit {
+    match settings.command().action {
+        Action::Links => {
+            links::run(settings).map_or_else(|error| fail(&error, Exit::Failed), |()| Exit::Done)
+        }
+        Action::Shim => match rbee::process::shim_main(settings.positionals()[0].as_ref()) {
+            0 => Exit::Done,
+            _ => Exit::Failed,
+        },
+        _ => Exit::Failed,
+    }
+}
+
+fn print(text: &str) -> Exit {
+    use std::io::Write;
+    // A reader that has seen enough, such as `head`, is no failure.
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(&error, Exit::Failed),
+        _ => Exit::Done,
+    }
+}
+
+fn fail(error: &(dyn Error + 'static), exit: Exit) -> Exit {
+    eprintln!("rbee: {}", chain(error));
+    exit
 }
