@@ -39,7 +39,7 @@ pub mod http;
 pub mod job;
 pub mod model;
 pub mod paths;
-pub mod queen;
 pub mod process;
+pub mod queen;
 pub mod shutdown;
 pub mod wire;
