@@ -13,6 +13,7 @@
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.
 //! - [`http`]: server, client, the link's HTTP/2, event streams, the guard.
+//! - [`daemon`]: a long-running role's start: lock, addresses, readiness.
 //! - [`shutdown`]: signals to a token tree and a task tracker.
 //!
 //! Vocabulary
@@ -30,6 +31,14 @@ compile_error!("Metal exists on macOS only, where the default build already has 
 #[cfg(all(target_os = "macos", target_feature = "crt-static"))]
 compile_error!("macOS has no static executables: build without +crt-static");
 
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod exit;
 pub mod http;
+pub mod job;
+pub mod model;
+pub mod paths;
+pub mod queen;
 pub mod shutdown;
 pub mod wire;

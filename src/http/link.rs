@@ -37,6 +37,7 @@ pub const UPGRADE_MAX: Duration = Duration::from_secs(10);
 /// The Upgrade token, and the headers of the handshake.
 pub const UPGRADE_TO: &str = "rbee-link";
 pub const HIVE_HEADER: &str = "rbee-hive";
+pub const NODE_HEADER: &str = "rbee-node";
 pub const PROTOCOL_HEADER: &str = "rbee-protocol";
 pub const VERSION_HEADER: &str = "rbee-version";
 
@@ -58,13 +59,20 @@ pub enum LinkError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     pub hive: String,
+    /// The machine behind the name: kept in the hive's state, so that a restarted hive is known for itself.
+    pub node: String,
     pub protocol: u32,
     pub version: String,
 }
 
 impl Hello {
-    pub fn ours(hive: &str) -> Self {
-        Hello { hive: hive.to_owned(), protocol: PROTOCOL, version: VERSION.to_owned() }
+    pub fn ours(hive: &str, node: &str) -> Self {
+        Hello {
+            hive: hive.to_owned(),
+            node: node.to_owned(),
+            protocol: PROTOCOL,
+            version: VERSION.to_owned(),
+        }
     }
 
     /// Reads the handshake's headers and holds the protocol against ours (B4).
@@ -81,7 +89,12 @@ impl Hello {
         let protocol = header(PROTOCOL_HEADER)?
             .parse()
             .map_err(|_| Failure::invalid(format!("`{PROTOCOL_HEADER}` is not a number")))?;
-        let hello = Hello { hive: header(HIVE_HEADER)?, protocol, version: header(VERSION_HEADER)? };
+        let hello = Hello {
+            hive: header(HIVE_HEADER)?,
+            node: header(NODE_HEADER)?,
+            protocol,
+            version: header(VERSION_HEADER)?,
+        };
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
             return Err(Failure::new(
                 Code::VersionMismatch,
@@ -103,6 +116,7 @@ pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<hyper::upgrad
     headers.insert(UPGRADE, http::HeaderValue::from_static(UPGRADE_TO));
     for (name, value) in [
         (HIVE_HEADER, hello.hive.clone()),
+        (NODE_HEADER, hello.node.clone()),
         (PROTOCOL_HEADER, hello.protocol.to_string()),
         (VERSION_HEADER, hello.version.clone()),
     ] {

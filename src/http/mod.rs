@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod client;
 pub mod link;
+pub mod relay;
 pub mod reply;
 pub mod request;
 pub mod resolve;

@@ -58,21 +58,6 @@ pub fn failure(failure: &Failure, request_id: &str) -> Response {
     response
 }
 
-/// Relays another server's answer, its body frame by frame.
-pub fn relayed<B>(response: http::Response<B>) -> Response
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let (mut head, body) = response.into_parts();
-    for name in HOP_BY_HOP {
-        head.headers.remove(*name);
-    }
-    head.version = http::Version::default();
-    head.extensions.clear();
-    Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
-}
-
 /// Headers that belong to one connection and are never relayed.
 pub const HOP_BY_HOP: &[&str] = &[
     "connection",

@@ -1,0 +1,368 @@
+//! Every command that works today. A long file on purpose: it is the table.
+
+use super::flags::*;
+use super::{Action, Command, Group, Positional, Role};
+
+const fn required(name: &'static str, help: &'static str) -> Positional {
+    Positional { name, help, required: true, many: false }
+}
+
+/// What most commands are; entries say only what differs.
+const COMMAND: Command = Command {
+    action: Action::Help,
+    path: &[],
+    aliases: &[],
+    role: Role::Keeper,
+    group: Group::Rest,
+    summary: "",
+    details: "",
+    positionals: &[],
+    flags: &[],
+    sections: &[],
+    hidden: false,
+};
+
+const MODEL_REF: &[Positional] = &[required("REF", "which model")];
+const JOB_ID: &[Positional] = &[required("ID", "the job's id")];
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        action: Action::Run,
+        path: &["run"],
+        aliases: &[&["infer"]],
+        group: Group::Ask,
+        summary: "one answer, streamed to stdout",
+        details: "Starts what is missing: with nothing running, a queen and a hive in the background (`rbee serve`), \
+                  and a worker for the model. They stay for the next call, unless --ephemeral is given.",
+        positionals: &[Positional {
+            name: "PROMPT",
+            help: "the words of the prompt",
+            required: false,
+            many: true,
+        }],
+        flags: &[
+            &MODEL,
+            &PROMPT,
+            &SYSTEM,
+            &MAX_TOKENS,
+            &TEMPERATURE,
+            &TOP_P,
+            &TOP_K,
+            &MIN_P,
+            &SEED,
+            &STOP,
+            &ON_WORKER,
+            &DEVICE,
+            &EPHEMERAL,
+        ],
+        sections: &["run"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Status,
+        path: &["status"],
+        group: Group::Ask,
+        summary: "queen, hives, workers, models and running jobs on one screen",
+        details: "Exits 1 if the queen is down.",
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveList,
+        path: &["hive", "list"],
+        aliases: &[&["hive", "ls"]],
+        group: Group::Fleet,
+        summary: "the machines of the fleet",
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveGet,
+        path: &["hive", "get"],
+        aliases: &[&["hive", "show"]],
+        group: Group::Fleet,
+        summary: "one machine: devices, workers, models",
+        positionals: &[required("NAME", "the hive's name")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersList,
+        path: &["workers", "list"],
+        aliases: &[&["workers", "ls"], &["ps"]],
+        group: Group::Fleet,
+        summary: "running workers and the models they hold",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersGet,
+        path: &["workers", "get"],
+        aliases: &[&["workers", "show"]],
+        group: Group::Fleet,
+        summary: "one running worker",
+        positionals: &[required("ID", "the worker's id")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerSpawn,
+        path: &["worker", "spawn"],
+        group: Group::Fleet,
+        summary: "start a worker for a model, before anybody asks",
+        flags: &[&SPAWN_MODEL, &SPAWN_WORKER, &DEVICE, &SLOTS, &CTX, &PIN],
+        sections: &["spawn"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelDownload,
+        path: &["model", "download"],
+        aliases: &[&["model", "pull"], &["model", "dl"], &["pull"]],
+        group: Group::Models,
+        summary: "fetch a model and check it",
+        positionals: MODEL_REF,
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelList,
+        path: &["model", "list"],
+        aliases: &[&["model", "ls"], &["list"]],
+        group: Group::Models,
+        summary: "the models a hive has",
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelGet,
+        path: &["model", "get"],
+        aliases: &[&["model", "show"], &["show"]],
+        group: Group::Models,
+        summary: "one model: architecture, size, context length, sha256, path",
+        positionals: MODEL_REF,
+        ..COMMAND
+    },
+    Command {
+        action: Action::JobList,
+        path: &["job", "list"],
+        aliases: &[&["job", "ls"]],
+        group: Group::Jobs,
+        summary: "jobs that run or ran",
+        ..COMMAND
+    },
+    Command {
+        action: Action::JobGet,
+        path: &["job", "get"],
+        aliases: &[&["job", "show"]],
+        group: Group::Jobs,
+        summary: "one job's state, result or receipt",
+        positionals: JOB_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::JobFollow,
+        path: &["job", "follow"],
+        group: Group::Jobs,
+        summary: "watch a job from its first event on",
+        positionals: JOB_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::JobCancel,
+        path: &["job", "cancel"],
+        group: Group::Jobs,
+        summary: "stop a job and show what was stopped",
+        positionals: JOB_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::Serve,
+        path: &["serve"],
+        role: Role::Serve,
+        group: Group::Daemons,
+        summary: "queen and hive in one process; what `run` starts by itself",
+        details: "A bind beyond loopback needs --api-key or --api-key-file.",
+        flags: &[
+            &LISTEN_QUEEN,
+            &MORE_QUEENS,
+            &NAME,
+            &QUEUE,
+            &QUEUE_WAIT,
+            &IDLE_TTL,
+            &ORPHAN_TTL,
+            &MODELS_DIR,
+            &LOG_FORMAT,
+            &DETACH,
+            &NOTIFY_FD,
+            &LEASE_FD,
+        ],
+        sections: &["queen", "hive"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::QueenServe,
+        path: &["queen", "serve"],
+        role: Role::Queen,
+        group: Group::Daemons,
+        summary: "the fleet's one address; needs no GPU",
+        details: "A bind beyond loopback needs --api-key or --api-key-file.",
+        flags: &[
+            &LISTEN_QUEEN,
+            &NAME,
+            &QUEUE,
+            &QUEUE_WAIT,
+            &IDLE_TTL,
+            &LOG_FORMAT,
+            &DETACH,
+            &NOTIFY_FD,
+            &LEASE_FD,
+        ],
+        sections: &["queen"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::QueenStatus,
+        path: &["queen", "status"],
+        group: Group::Daemons,
+        summary: "is the queen up; exits 1 if not",
+        ..COMMAND
+    },
+    Command {
+        action: Action::QueenStop,
+        path: &["queen", "stop"],
+        group: Group::Daemons,
+        summary: "stop the queen of this machine",
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveServe,
+        path: &["hive", "serve"],
+        role: Role::Hive,
+        group: Group::Daemons,
+        summary: "this machine's devices, models and workers, for one or more queens",
+        details: "The hive dials the queen, so this machine needs no open port. A bind beyond loopback needs --api-key \
+                  or --api-key-file.",
+        flags: &[
+            &LISTEN_HIVE,
+            &QUEENS,
+            &NAME,
+            &IDLE_TTL,
+            &ORPHAN_TTL,
+            &MODELS_DIR,
+            &LOG_FORMAT,
+            &DETACH,
+            &NOTIFY_FD,
+            &LEASE_FD,
+        ],
+        sections: &["hive"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveStatus,
+        path: &["hive", "status"],
+        group: Group::Daemons,
+        summary: "is the hive up; exits 1 if not",
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveStop,
+        path: &["hive", "stop"],
+        group: Group::Daemons,
+        summary: "stop the hive of this machine and its workers",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerServe,
+        path: &["worker", "serve"],
+        role: Role::Worker,
+        group: Group::Daemons,
+        summary: "one model behind an OpenAI-compatible address, without queen or hive",
+        details: "The flags have llama-server's names. The hive starts its workers with this command, too.",
+        flags: &[
+            &MODEL_FILE,
+            &LISTEN_WORKER,
+            &HOST,
+            &PORT,
+            &ALIAS,
+            &CTX_SIZE,
+            &PARALLEL,
+            &THREADS_N,
+            &THREADS_BATCH,
+            &BATCH_SIZE,
+            &UBATCH_SIZE,
+            &DEVICE,
+            &N_GPU_LAYERS,
+            &CACHE_TYPE_K,
+            &CACHE_TYPE_V,
+            &FLASH_ATTN,
+            &CHAT_TEMPLATE,
+            &CHAT_TEMPLATE_FILE,
+            &LOG_FORMAT,
+            &LEASE_FD,
+        ],
+        sections: &["worker"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Links,
+        path: &["links"],
+        summary: "make symlinks that choose a role by their name: rbee-hive, rbee-queen, …",
+        details: "Overwrites nothing but links that already lead to an rbee; --remove takes away only those that lead \
+                  to this one.",
+        positionals: &[required("DIR", "where to put them")],
+        flags: &[&REMOVE],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Version,
+        path: &["version"],
+        summary: "version and protocol of this file",
+        ..COMMAND
+    },
+    Command {
+        action: Action::Help,
+        path: &["help"],
+        summary: "all about a command",
+        positionals: &[Positional { name: "COMMAND", help: "its words", required: false, many: true }],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Shim,
+        path: &["shim"],
+        role: Role::Shim,
+        summary: "parent of one process tree; started by the hive",
+        positionals: &[required("PATH", "the tree's record")],
+        hidden: true,
+        ..COMMAND
+    },
+];
+
+/// The command with exactly this path, by its own name or an alias.
+pub fn find(words: &[&str]) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.paths().any(|path| path == words))
+}
+
+impl Command {
+    /// Its own path, then the aliases.
+    pub fn paths(&self) -> impl Iterator<Item = &'static [&'static str]> {
+        std::iter::once(self.path).chain(self.aliases.iter().copied())
+    }
+}
+
+/// The words that may follow these: the next level of the tree of commands, aliases included, hidden ones not.
+pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
+    let mut next = Vec::new();
+    for path in COMMANDS.iter().filter(|c| !c.hidden).flat_map(|c| c.paths()) {
+        if path.len() > words.len() && path[..words.len()] == *words && !next.contains(&path[words.len()]) {
+            next.push(path[words.len()]);
+        }
+    }
+    next
+}
+
+/// What a symlink's name stands for; `rbee` and any other name mean the keeper.
+pub fn role_words(program: &str) -> &'static [&'static str] {
+    match program {
+        "rbee-queen" | "queen-rbee" => &["queen", "serve"],
+        "rbee-hive" => &["hive", "serve"],
+        "rbee-worker" | "llm-worker-rbee" => &["worker", "serve"],
+        _ => &[],
+    }
+}
+
+/// The names `rbee links` makes: those of `role_words`, and the keeper's.
+pub const LINK_NAMES: &[&str] =
+    &["rbee-keeper", "rbee-queen", "queen-rbee", "rbee-hive", "rbee-worker", "llm-worker-rbee"];

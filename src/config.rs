@@ -1,0 +1,584 @@
+//! Settings: what was typed, the environment, the configuration files and the defaults, resolved to one value a flag.
+//!
+//! The first of these that speaks wins: flag, `RBEE_…` variable, the file that `RBEE_CONFIG` names,
+//! `~/.config/rbee/config.toml`, `/etc/rbee/config.toml`, default. The values of a repeatable flag all come from the
+//! one place that won; they are never mixed.
+//!
+//! In a file, global flags are keys at the top, a role's flags are keys of its table (`[queen]`, `[hive]`, `[worker]`,
+//! `[run]`, `[spawn]`); a key is a flag's name with underscores, but `queen_url` and `hive_name` for the global
+//! `--queen` and `--hive`, whose names are tables. `[hives.NAME]` is about other machines and not read
+//! here. Files are checked whole, whatever the command needs of them, so that a slip shows at once.
+//! Variables that start with `RBEE_` and belong to no flag are left alone: they may be another version's.
+
+use crate::cli::value::Value;
+use crate::cli::{COMMANDS, Command, Default, Flag, Parsed, global_flags, nearest};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::{DeTable, DeValue};
+
+/// A configuration file is written by hand; anything larger is the wrong file.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// The table about other machines.
+const RESERVED_TABLE: &str = "hives";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("reading the configuration `{}`", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration `{}` is larger than {FILE_BYTES_MAX} bytes", path.display())]
+    TooLarge { path: PathBuf },
+    #[error("{at}: {message}")]
+    Syntax { at: Place, message: String },
+    #[error("{at}: unknown key `{key}`{}", hint(.nearest))]
+    UnknownKey { at: Place, key: String, nearest: Option<String> },
+    #[error("{at}: `{key}` = `{text}` is not {expected}")]
+    BadValue { at: Place, key: String, text: String, expected: String },
+    #[error("{variable} = `{text}` is not {expected}")]
+    BadVariable { variable: String, text: String, expected: String },
+    #[error("`--{flag} {value}` is missing: {help}; see `rbee help {command}`")]
+    Missing { flag: &'static str, value: &'static str, help: &'static str, command: String },
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or_else(String::new, |key| format!(", did you mean `{key}`?"))
+}
+
+/// A line of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// Where a value came from, for messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Flag(&'static str),
+    Variable(String),
+    File(Place),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(name) => write!(f, "--{name}"),
+            Origin::Variable(name) => f.write_str(name),
+            Origin::File(place) => place.fmt(f),
+            Origin::Default => f.write_str("the default"),
+        }
+    }
+}
+
+/// Every setting of one command, checked. Asking for a flag that the command does not have is a bug and panics.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    command: &'static Command,
+    values: BTreeMap<&'static str, (Vec<Value>, Origin)>,
+    positionals: Vec<String>,
+}
+
+impl Settings {
+    /// Pure: `env` looks a variable up, `files` are the configuration files that exist, the strongest first.
+    pub fn resolve(
+        parsed: Parsed,
+        env: impl Fn(&str) -> Option<OsString>,
+        files: &[(PathBuf, String)],
+    ) -> Result<Settings, ConfigError> {
+        let files: Vec<File> =
+            files.iter().map(|(path, text)| File::read(path, text)).collect::<Result<_, _>>()?;
+        let mut values = BTreeMap::new();
+        for flag in parsed.command.all_flags() {
+            let found = match typed(flag, &parsed) {
+                Some(found) => Some(found),
+                None => match from_env(flag, &env)? {
+                    Some(found) => Some(found),
+                    None => from_files(flag, parsed.command, &files).or_else(|| default(flag)),
+                },
+            };
+            if flag.required && found.is_none() {
+                let command = parsed.command.name();
+                return Err(ConfigError::Missing {
+                    flag: flag.name,
+                    value: flag.value,
+                    help: flag.help,
+                    command,
+                });
+            }
+            if let Some((mut found, origin)) = found {
+                // One value, the last, where only one counts.
+                if !flag.many && found.len() > 1 {
+                    found.drain(..found.len() - 1);
+                }
+                if origin != Origin::Default {
+                    found.iter_mut().for_each(|value| expand_home(value, &env));
+                }
+                values.insert(flag.name, (found, origin));
+            }
+        }
+        Ok(Settings { command: parsed.command, values, positionals: parsed.positionals })
+    }
+
+    /// The same, with the environment and the files of this process.
+    pub fn of_process(parsed: Parsed) -> Result<Settings, ConfigError> {
+        let env = |name: &str| std::env::var_os(name);
+        let files = read_files(env)?;
+        Settings::resolve(parsed, env, &files)
+    }
+
+    pub fn command(&self) -> &'static Command {
+        self.command
+    }
+
+    pub fn positionals(&self) -> &[String] {
+        &self.positionals
+    }
+
+    /// None: not given and without a default.
+    pub fn origin(&self, name: &str) -> Option<&Origin> {
+        self.found(name).map(|(_, origin)| origin)
+    }
+
+    /// Whether anybody said something about it, in any place.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.origin(name).is_some_and(|origin| *origin != Origin::Default)
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.texts(name).pop()
+    }
+
+    /// All values of a repeatable flag.
+    pub fn texts(&self, name: &str) -> Vec<&str> {
+        let values = self.found(name).map_or(&[][..], |(values, _)| values);
+        values
+            .iter()
+            .map(|value| if let Value::Text(text) = value { text.as_str() } else { wrong(name, value) })
+            .collect()
+    }
+
+    pub fn on(&self, name: &str) -> bool {
+        match self.value(name) {
+            Some(Value::On(on)) => *on,
+            Some(other) => wrong(name, other),
+            None => false,
+        }
+    }
+
+    /// The table's range must fit `T`.
+    pub fn number<T: TryFrom<i64>>(&self, name: &str) -> Option<T> {
+        self.value(name).map(|value| match value {
+            Value::Number(number) => T::try_from(*number).unwrap_or_else(|_| wrong(name, value)),
+            other => wrong(name, other),
+        })
+    }
+
+    pub fn float(&self, name: &str) -> Option<f64> {
+        self.value(name)
+            .map(|value| if let Value::Float(float) = value { *float } else { wrong(name, value) })
+    }
+
+    pub fn duration(&self, name: &str) -> Option<Duration> {
+        self.value(name)
+            .map(|value| if let Value::Duration(time) = value { *time } else { wrong(name, value) })
+    }
+
+    pub fn path(&self, name: &str) -> Option<&Path> {
+        self.value(name)
+            .map(|value| if let Value::Path(path) = value { path.as_path() } else { wrong(name, value) })
+    }
+
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.found(name).and_then(|(values, _)| values.last())
+    }
+
+    fn found(&self, name: &str) -> Option<&(Vec<Value>, Origin)> {
+        assert!(
+            self.command.flag(name).is_some_and(|flag| flag.name == name),
+            "`{}` has no flag `{name}`",
+            self.command.name()
+        );
+        self.values.get(name)
+    }
+}
+
+/// The table says one kind, the code asked for another.
+fn wrong(name: &str, value: &Value) -> ! {
+    panic!("flag `{name}` was asked for as something it is not: {value:?}")
+}
+
+type Found = (Vec<Value>, Origin);
+
+fn typed(flag: &'static Flag, parsed: &Parsed) -> Option<Found> {
+    let values: Vec<Value> = parsed
+        .flags
+        .iter()
+        .filter(|(given, _)| given.name == flag.name)
+        .map(|(_, value)| value.clone())
+        .collect();
+    (!values.is_empty()).then_some((values, Origin::Flag(flag.name)))
+}
+
+fn default(flag: &'static Flag) -> Option<Found> {
+    let Default::Value(text) = flag.default else { return None };
+    let value = flag.kind.check(text).expect("a test checks every default of the table");
+    Some((vec![value], Origin::Default))
+}
+
+fn from_env(
+    flag: &'static Flag,
+    env: &impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<Found>, ConfigError> {
+    if flag.hidden {
+        return Ok(None);
+    }
+    let variable = flag.env();
+    if let Some(text) = env(&variable).filter(|text| !text.is_empty()) {
+        let bad = |text: &str, expected: String| ConfigError::BadVariable {
+            variable: variable.clone(),
+            text: text.to_owned(),
+            expected,
+        };
+        let text = text.into_string().map_err(|text| bad(&text.to_string_lossy(), "valid UTF-8".into()))?;
+        let parts: Vec<&str> = match flag.many && flag.kind.splits() {
+            true => text.split(',').map(str::trim).collect(),
+            false => vec![text.as_str()],
+        };
+        let values = parts
+            .into_iter()
+            .map(|part| flag.kind.check(part).map_err(|expected| bad(part, expected.to_string())))
+            .collect::<Result<_, _>>()?;
+        return Ok(Some((values, Origin::Variable(variable))));
+    }
+    // A foreign variable such as NO_COLOR counts when it is set to anything.
+    let foreign = flag.also_env.filter(|name| env(name).is_some_and(|text| !text.is_empty()));
+    Ok(foreign.map(|name| (vec![Value::On(true)], Origin::Variable(name.to_owned()))))
+}
+
+fn from_files(flag: &'static Flag, command: &Command, files: &[File]) -> Option<Found> {
+    let global = global_flags().iter().find(|global| global.name == flag.name);
+    let own = command.sections.iter().map(|section| ((*section).to_owned(), flag.key()));
+    let keys: Vec<_> = own.chain(global.map(|global| (String::new(), global.key()))).collect();
+    files.iter().find_map(|file| {
+        keys.iter().find_map(|key| {
+            let (values, place) = file.values.get(key)?;
+            Some((values.clone(), Origin::File(place.clone())))
+        })
+    })
+}
+
+/// `~/x` in a variable or a file, where no shell has seen it.
+fn expand_home(value: &mut Value, env: &impl Fn(&str) -> Option<OsString>) {
+    if let Value::Path(path) = value
+        && let Ok(rest) = path.strip_prefix("~")
+        && let Some(home) = env("HOME").filter(|home| !home.is_empty())
+    {
+        *path = Path::new(&home).join(rest);
+    }
+}
+
+/// The configuration files of this user, the strongest first. Only the one that RBEE_CONFIG names must exist.
+pub fn read_files(env: impl Fn(&str) -> Option<OsString>) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    let variable = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = variable("RBEE_CONFIG");
+    let user = variable("XDG_CONFIG_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| variable("HOME").map(|home| home.join(".config")))
+        .map(|config| config.join("rbee/config.toml"));
+    let system = Some(PathBuf::from("/etc/rbee/config.toml"));
+    let mut files = Vec::new();
+    for (path, required) in [(named, true), (user, false), (system, false)] {
+        let Some(path) = path else { continue };
+        match read_file(&path) {
+            Ok(text) => files.push((path, text)),
+            // The system's file may hold a key that only its daemons may read.
+            Err(ConfigError::Read { source, .. })
+                if !required && matches!(source.kind(), NotFound | NotADirectory | PermissionDenied) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
+}
+
+fn read_file(path: &Path) -> Result<String, ConfigError> {
+    use std::io::Read;
+    let read = || {
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    Ok(text)
+}
+
+/// One file, checked: table and key to values. Global flags are in the table "".
+struct File {
+    values: BTreeMap<(String, String), (Vec<Value>, Place)>,
+}
+
+impl File {
+    fn read(path: &Path, text: &str) -> Result<File, ConfigError> {
+        let place = |offset: usize| Place {
+            file: path.to_owned(),
+            line: 1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count(),
+        };
+        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+            at: place(error.span().map_or(0, |span| span.start)),
+            message: error.message().trim().replace('\n', ", "),
+        })?;
+        let mut values = BTreeMap::new();
+        let mut read = |section: &str, table: &DeTable<'_>| -> Result<(), ConfigError> {
+            let known = flags_of(section);
+            for (key, value) in table.iter() {
+                let at = place(key.span().start);
+                let name: &str = key.get_ref();
+                if section.is_empty() && (name == RESERVED_TABLE || sections().contains(&name)) {
+                    continue;
+                }
+                let Some(flag) = known.iter().find(|flag| flag.key() == name) else {
+                    let keys: Vec<String> = known.iter().map(|flag| flag.key()).collect();
+                    let names = keys.iter().map(String::as_str);
+                    let tables = section.is_empty().then(sections).unwrap_or_default();
+                    let nearest = nearest(name, names.chain(tables)).map(str::to_owned);
+                    return Err(ConfigError::UnknownKey { at, key: full_key(section, name), nearest });
+                };
+                let bad = |text: String, expected: String| ConfigError::BadValue {
+                    at: at.clone(),
+                    key: full_key(section, name),
+                    text,
+                    expected,
+                };
+                let texts = match value.get_ref() {
+                    DeValue::Array(items) if flag.many => items.iter().map(|item| item.get_ref()).collect(),
+                    single => vec![single],
+                };
+                let mut checked = Vec::new();
+                for value in texts {
+                    let text =
+                        scalar(value).ok_or_else(|| bad(value.type_str().into(), "a single value".into()))?;
+                    checked.push(flag.kind.check(&text).map_err(|expected| bad(text, expected.to_string()))?);
+                }
+                // A relative path means the same wherever the daemon was started.
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                for value in &mut checked {
+                    if let Value::Path(path) = value
+                        && !path.starts_with("~")
+                    {
+                        *path = folder.join(&*path);
+                    }
+                }
+                values.insert((section.to_owned(), name.to_owned()), (checked, at));
+            }
+            Ok(())
+        };
+        read("", table.get_ref())?;
+        for (key, value) in table.get_ref().iter() {
+            let name: &str = key.get_ref();
+            if !sections().contains(&name) {
+                continue;
+            }
+            let DeValue::Table(inner) = value.get_ref() else {
+                return Err(ConfigError::BadValue {
+                    at: place(key.span().start),
+                    key: name.to_owned(),
+                    text: value.get_ref().type_str().to_owned(),
+                    expected: format!("a table: write [{name}] on a line of its own"),
+                });
+            };
+            read(name, inner)?;
+        }
+        Ok(File { values })
+    }
+}
+
+fn full_key(section: &str, name: &str) -> String {
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
+}
+
+/// The text of a single TOML value, to be checked like a text that was typed.
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
+        }
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(on) => Some(on.to_string()),
+        _ => None,
+    }
+}
+
+/// The tables a file may have.
+fn sections() -> Vec<&'static str> {
+    let mut names: Vec<&str> = COMMANDS.iter().flat_map(|command| command.sections).copied().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What a table's keys may be; "" stands for the top of the file.
+fn flags_of(section: &str) -> Vec<&'static Flag> {
+    if section.is_empty() {
+        return global_flags().to_vec();
+    }
+    // The command that speaks for the section first: its flags' kinds count.
+    let mut commands: Vec<&Command> = COMMANDS.iter().filter(|c| c.sections.contains(&section)).collect();
+    commands.sort_by_key(|command| command.sections.len());
+    commands.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Request, parse};
+
+    fn resolve(line: &str, vars: &[(&str, &str)], files: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        let Ok(Request::Command(parsed)) = parse(line.split(' ').map(OsString::from)) else {
+            panic!("{line}")
+        };
+        let env =
+            |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        let files: Vec<_> =
+            files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
+        Settings::resolve(parsed, env, &files)
+    }
+
+    #[test]
+    fn every_default_and_every_shadowed_flag_of_the_table_is_sound() {
+        for command in COMMANDS {
+            for flag in command.all_flags() {
+                if let Default::Value(text) = flag.default {
+                    assert!(flag.kind.check(text).is_ok(), "--{}: {text}", flag.name);
+                }
+                let global = global_flags().iter().find(|global| global.name == flag.name);
+                assert!(
+                    global.is_none_or(|global| global.kind == flag.kind),
+                    "--{} changes its kind",
+                    flag.name
+                );
+                let twins = command.all_flags().filter(|other| {
+                    other.is(flag.name) || other.short.is_some() && other.short == flag.short
+                });
+                assert_eq!(twins.count(), 1, "--{} of {} is ambiguous", flag.name, command.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_strongest_place_wins_and_is_named() {
+        let files = [
+            ("/c/named.toml", "[queen]\nqueue = 3\n"),
+            ("/etc/rbee/config.toml", "[queen]\nqueue = 4\nidle_ttl = '1m'\n"),
+        ];
+        let vars = [("RBEE_QUEUE", "2")];
+        let number = |settings: &Settings| settings.number::<u32>("queue");
+        let of = |line: &str, vars: &[_], files: &[_]| {
+            let settings = resolve(line, vars, files).unwrap();
+            (number(&settings), settings.origin("queue").unwrap().to_string())
+        };
+        assert_eq!(of("rbee queen serve --queue 1", &vars, &files), (Some(1), "--queue".into()));
+        assert_eq!(of("rbee queen serve", &vars, &files), (Some(2), "RBEE_QUEUE".into()));
+        assert_eq!(
+            of("rbee queen serve", &[("RBEE_QUEUE", "")], &files),
+            (Some(3), "/c/named.toml:2".into())
+        );
+        assert_eq!(of("rbee queen serve", &[], &files[1..]), (Some(4), "/etc/rbee/config.toml:2".into()));
+        assert_eq!(of("rbee queen serve", &[], &[]), (Some(512), "the default".into()));
+        let settings = resolve("rbee queen serve", &[], &files).unwrap();
+        assert_eq!(settings.duration("idle-ttl"), Some(Duration::from_secs(60)));
+        assert!(settings.is_given("idle-ttl") && !settings.is_given("queue-wait"));
+    }
+
+    #[test]
+    fn repeatable_flags_are_lists_in_files_and_commas_in_variables() {
+        let file = [("/c", "[hive]\nqueen = ['http://a', 'http://b']")];
+        let texts = |s: Settings| s.texts("queen").into_iter().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(texts(resolve("rbee hive serve", &[], &file).unwrap()), ["http://a", "http://b"]);
+        let vars = [("RBEE_QUEEN", "http://c, http://d")];
+        assert_eq!(texts(resolve("rbee hive serve", &vars, &file).unwrap()), ["http://c", "http://d"]);
+        assert_eq!(texts(resolve("rbee hive serve --queen http://e", &vars, &file).unwrap()), ["http://e"]);
+        let stop = resolve("rbee run", &[("RBEE_STOP", "a, b")], &[]).unwrap();
+        assert_eq!(stop.texts("stop"), ["a, b"], "free text may hold commas");
+    }
+
+    #[test]
+    fn global_keys_stand_at_the_top_and_a_role_may_override_them() {
+        let file =
+            [("/c", "queen_url = 'http://top'\n[hive]\nqueen = 'http://hive'\n[hives.far]\nanything = 1\n")];
+        assert_eq!(resolve("rbee status", &[], &file).unwrap().text("queen"), Some("http://top"));
+        assert_eq!(resolve("rbee hive serve", &[], &file).unwrap().text("queen"), Some("http://hive"));
+    }
+
+    #[test]
+    fn a_bad_file_names_file_line_and_key() {
+        let error = |text: &str| resolve("rbee status", &[], &[("/c.toml", text)]).unwrap_err().to_string();
+        assert_eq!(
+            error("\n[hive]\norphan_tll = '1s'"),
+            "/c.toml:3: unknown key `hive.orphan_tll`, did you mean `orphan_ttl`?"
+        );
+        assert_eq!(
+            error("\n\nquen_url = 'x'"),
+            "/c.toml:3: unknown key `quen_url`, did you mean `queen_url`?"
+        );
+        assert_eq!(error("[hiv]\n"), "/c.toml:1: unknown key `hiv`, did you mean `hive`?");
+        assert_eq!(
+            error("[queen]\nqueue_wait = 30"),
+            "/c.toml:2: `queen.queue_wait` = `30` is not a duration such as 500ms, 60s, 5m or 1h30m"
+        );
+        assert!(
+            error("json = true\nqueen = \n").starts_with("/c.toml:2: "),
+            "{}",
+            error("json = true\nqueen = \n")
+        );
+        assert!(
+            error("hive = 3").starts_with("/c.toml:1: `hive` = `integer` is not a table"),
+            "{}",
+            error("hive = 3")
+        );
+        assert!(error("[queen]\nlisten = [['a']]").contains("queen.listen"));
+    }
+
+    #[test]
+    fn a_bad_variable_names_itself_and_foreign_ones_are_left_alone() {
+        let error = resolve("rbee status", &[("RBEE_TIMEOUT", "30")], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("RBEE_TIMEOUT = `30` is not a duration"), "{error}");
+        assert!(resolve("rbee status", &[("RBEE_FROM_THE_FUTURE", "x")], &[]).is_ok());
+        let settings = resolve("rbee status", &[("NO_COLOR", "0")], &[]).unwrap();
+        assert!(settings.on("no-color"), "NO_COLOR counts when it is set to anything");
+    }
+
+    #[test]
+    fn paths_in_files_are_relative_to_the_file_and_know_the_home() {
+        let vars = [("HOME", "/home/u")];
+        let file = [("/etc/rbee/config.toml", "state_dir = 'state'\n[hive]\nmodels_dir = '~/models'")];
+        let settings = resolve("rbee hive serve", &vars, &file).unwrap();
+        assert_eq!(settings.path("state-dir"), Some(Path::new("/etc/rbee/state")));
+        assert_eq!(settings.path("models-dir"), Some(Path::new("/home/u/models")));
+    }
+
+    #[test]
+    fn a_required_flag_may_come_from_anywhere_but_must_come() {
+        let error = resolve("rbee worker serve", &[], &[]).unwrap_err().to_string();
+        assert_eq!(error, "`--model FILE` is missing: the GGUF file; see `rbee help worker serve`");
+        assert!(resolve("rbee worker serve", &[("RBEE_MODEL", "a.gguf")], &[]).is_ok());
+    }
+
+    #[test]
+    #[should_panic(expected = "has no flag `slots`")]
+    fn asking_for_a_flag_the_command_lacks_is_a_bug() {
+        let _ = resolve("rbee status", &[], &[]).unwrap().number::<u32>("slots");
+    }
+}

@@ -1,0 +1,149 @@
+//! What every long-running role does at its start: leave the terminal, take its lock, bind its addresses, say that it is
+//! ready. Each refusal says what to do about it.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use tokio::net::TcpListener;
+
+/// Connections the kernel keeps for us before they are accepted.
+const BACKLOG: i32 = 1_024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("opening the lock `{}`", path.display())]
+    OpenLock { path: PathBuf, source: std::io::Error },
+    #[error(
+        "another {role}{holder} already runs on this state directory (`{}`); stop it, or give this one its own with --state-dir DIR",
+        path.display()
+    )]
+    Locked { role: &'static str, holder: String, path: PathBuf },
+    #[error("{address} is in use{by}; choose another with --listen HOST:PORT")]
+    PortInUse { address: SocketAddr, by: String },
+    #[error("listening on {address}; choose another with --listen HOST:PORT")]
+    Bind { address: SocketAddr, source: std::io::Error },
+    #[error("`{0}` is not an address to listen on: give HOST:PORT with a host of this machine")]
+    BadAddress(String),
+    #[error(transparent)]
+    OpenToTheNetwork(#[from] crate::http::auth::OpenToTheNetwork),
+    #[error("leaving the terminal's session")]
+    Detach(#[source] std::io::Error),
+}
+
+/// One daemon of a role on one state directory. The kernel lets go of it whatever happens to the process; the pid inside is
+/// for messages only.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    pub fn take(path: &Path, role: &'static str) -> Result<Self, DaemonError> {
+        let opening = |source| DaemonError::OpenLock { path: path.to_owned(), source };
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(opening)?;
+        let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        if let Err(error) = rustix::fs::flock(file.as_fd(), exclusively) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(opening(error.into()));
+            }
+            let mut holder = String::new();
+            // Only a courtesy: an unreadable pid leaves the message without one.
+            let _ = file.take(32).read_to_string(&mut holder);
+            let holder =
+                if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) };
+            let directory = path.parent().unwrap_or(path).to_owned();
+            return Err(DaemonError::Locked { role, holder, path: directory });
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(opening)?;
+        writeln!(file, "{}", std::process::id()).map_err(opening)?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Listens, and says who is there already if the port is taken.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    let failed = |source: std::io::Error| {
+        if source.kind() == std::io::ErrorKind::AddrInUse {
+            return DaemonError::PortInUse { address, by: holder_of(address.port()).unwrap_or_default() };
+        }
+        DaemonError::Bind { address, source }
+    };
+    let domain = if address.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+    let socket =
+        socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP)).map_err(failed)?;
+    // Without it a restart would have to wait for the last life's connections to be forgotten.
+    socket.set_reuse_address(true).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(BACKLOG).map_err(failed)?;
+    TcpListener::from_std(socket.into()).map_err(failed)
+}
+
+/// The process that listens on a port, as far as this user may see: ` by NAME (pid N)`.
+fn holder_of(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let text = std::fs::read_to_string(table).ok()?;
+        text.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let local = fields.get(1)?.rsplit_once(':')?.1;
+            const LISTEN: &str = "0A";
+            let is_ours = u16::from_str_radix(local, 16) == Ok(port) && fields.get(3) == Some(&LISTEN);
+            is_ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]"))).flatten()
+        })
+    })?;
+    let processes = std::fs::read_dir("/proc").ok()?;
+    for process in processes.flatten() {
+        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let holds = |fd: std::fs::DirEntry| {
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == inode.as_str())
+        };
+        if open.flatten().any(holds) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!(" by {} (pid {})", name.trim(), process.file_name().to_string_lossy()));
+        }
+    }
+    None
+}
+
+/// Leaves the terminal's session, so that its hang-up and Ctrl-C are not for us.
+pub fn detach() -> Result<(), DaemonError> {
+    match rustix::process::setsid() {
+        // Already the leader of a session or group: nothing to leave.
+        Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
+        Err(error) => Err(DaemonError::Detach(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_one_state_directory_is_refused_and_told_by_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queen.lock");
+        let first = Lock::take(&path, "queen").unwrap();
+        let refused = Lock::take(&path, "queen").unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(first);
+        Lock::take(&path, "queen").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_says_by_what_and_names_the_flag() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refused = bind(first.local_addr().unwrap()).unwrap_err().to_string();
+        assert!(refused.contains("--listen"), "{refused}");
+        if cfg!(target_os = "linux") {
+            assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Passing another server's answer on, frame by frame, without buffering it. The source is always drained into a bounded
+//! buffer: a client that stops reading is dropped after a while, so it can hold up neither the link nor a worker's slot.
+
+use crate::http::Response;
+use crate::http::reply::{BoxError, HOP_BY_HOP};
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Frames that wait for a client.
+pub const FRAMES_PENDING_MAX: usize = 256;
+/// How long a client may leave that buffer full.
+pub const STALL_MAX: Duration = Duration::from_secs(30);
+
+type Item = Result<Frame<Bytes>, BoxError>;
+
+/// What watches a relayed body: it sees every piece, and says what to add when the source breaks off.
+pub trait Watcher: Send + 'static {
+    fn piece(&mut self, bytes: &Bytes);
+    /// The last bytes for the client when the source broke; `None` cuts the client off too, so that it sees a failure.
+    fn broken(&mut self, error: &BoxError) -> Option<Bytes>;
+}
+
+/// Only passes on.
+#[derive(Debug)]
+pub struct Unwatched;
+
+impl Watcher for Unwatched {
+    fn piece(&mut self, _: &Bytes) {}
+    fn broken(&mut self, _: &BoxError) -> Option<Bytes> {
+        None
+    }
+}
+
+/// The answer with its body passing through; `held` (a slot, a count) is let go when the last frame has been taken over.
+pub fn relay<B, W, H>(answer: http::Response<B>, watcher: W, held: H) -> Response
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError> + Send,
+    W: Watcher,
+    H: Send + 'static,
+{
+    let (mut head, body) = answer.into_parts();
+    for name in HOP_BY_HOP {
+        head.headers.remove(*name);
+    }
+    head.version = http::Version::default();
+    head.extensions.clear();
+    let (sender, frames) = mpsc::channel(FRAMES_PENDING_MAX);
+    tokio::spawn(async move {
+        pass(body, sender, watcher).await;
+        drop(held);
+    });
+    Response::from_parts(head, Relayed { frames }.boxed_unsync())
+}
+
+async fn pass<B>(mut body: B, client: mpsc::Sender<Item>, mut watcher: impl Watcher)
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin,
+    B::Error: Into<BoxError> + Send,
+{
+    loop {
+        let frame = tokio::select! {
+            () = client.closed() => return,
+            frame = body.frame() => frame,
+        };
+        let item = match frame {
+            None => return,
+            Some(Ok(frame)) => {
+                if let Some(bytes) = frame.data_ref() {
+                    watcher.piece(bytes);
+                }
+                Ok(frame)
+            }
+            Some(Err(error)) => {
+                let error = error.into();
+                if let Some(bytes) = watcher.broken(&error) {
+                    // Sent in good order: the client reads why, and that no [DONE] follows.
+                    let _ = client.send_timeout(Ok(Frame::data(bytes)), STALL_MAX).await;
+                    return;
+                }
+                Err(error)
+            }
+        };
+        let last = item.is_err();
+        if client.send_timeout(item, STALL_MAX).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+struct Relayed {
+    frames: mpsc::Receiver<Item>,
+}
+
+impl http_body::Body for Relayed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.frames.poll_recv(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Held(Arc<AtomicBool>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_frees_what_was_held_though_the_source_is_silent() {
+        let (source, frames) = mpsc::channel::<Item>(1);
+        let freed = Arc::new(AtomicBool::new(false));
+        let response = relay(http::Response::new(Relayed { frames }), Unwatched, Held(freed.clone()));
+        drop(response);
+        source.closed().await;
+        while !freed.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_source_ends_the_client_as_broken_unless_the_watcher_speaks() {
+        struct Speaks;
+        impl Watcher for Speaks {
+            fn piece(&mut self, _: &Bytes) {}
+            fn broken(&mut self, _: &BoxError) -> Option<Bytes> {
+                Some(Bytes::from_static(b"sorry"))
+            }
+        }
+        let source = || {
+            let (sender, frames) = mpsc::channel::<Item>(2);
+            sender.try_send(Ok(Frame::data(Bytes::from_static(b"a")))).unwrap();
+            sender.try_send(Err("gone".into())).unwrap();
+            http::Response::new(Relayed { frames })
+        };
+        assert!(relay(source(), Unwatched, ()).into_body().collect().await.is_err());
+        let told = relay(source(), Speaks, ()).into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(told, "asorry");
+    }
+}
