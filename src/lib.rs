@@ -42,3 +42,4 @@ pub mod paths;
 pub mod queen;
 pub mod shutdown;
 pub mod wire;
+pub mod worker;

@@ -8,12 +8,16 @@ pub type Token = i32;
 
 /// How text becomes tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Markup {
-    /// Plain text: `<|im_end|>` is nine characters.
-    Literal,
-    /// A rendered template or a raw prompt: control tokens are recognised, and what the model wants around a prompt
-    /// (a beginning-of-sequence token, mostly) is added.
-    Prompt,
+pub struct Markup {
+    /// Add what the model wants around a prompt: a beginning-of-sequence token, mostly.
+    pub framed: bool,
+    /// Recognise control tokens. Without it `<|im_end|>` is ten characters.
+    pub control: bool,
+}
+
+impl Markup {
+    /// A rendered template or a raw prompt.
+    pub const PROMPT: Markup = Markup { framed: true, control: true };
 }
 
 /// The model's vocabulary. Reading it needs no engine thread, so requests tokenize while others decode.

@@ -333,7 +333,6 @@ impl Vocabulary for Model {
 
     fn tokenize(&self, text: &str, markup: Markup) -> Result<Vec<Token>, EngineError> {
         let bytes = i32::try_from(text.len()).map_err(|_| EngineError::Tokenize)?;
-        let special = markup == Markup::Prompt;
         // A token has at least a byte; two more for what the vocabulary adds around a prompt.
         let mut tokens: Vec<Token> = vec![0; text.len() + 2];
         for _ in 0..2 {
@@ -346,8 +345,8 @@ impl Vocabulary for Model {
                     bytes,
                     tokens.as_mut_ptr(),
                     room,
-                    special,
-                    special,
+                    markup.framed,
+                    markup.control,
                 )
             };
             match usize::try_from(count) {
