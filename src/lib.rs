@@ -40,6 +40,7 @@ pub mod job;
 pub mod model;
 pub mod paths;
 pub mod queen;
+pub mod process;
 pub mod shutdown;
 pub mod wire;
 pub mod worker;

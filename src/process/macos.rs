@@ -1,0 +1,138 @@
+//! What macOS knows about processes: libproc. It has no subreaper, no death signal and no way to pin a group, so the
+//! containment here is the group and a sweep, and a tree whose shim is killed is swept by the next who looks.
+
+use super::identity::{Entry, Identity};
+use rustix::event::kqueue::{Event, EventFilter, EventFlags, ProcessEvents, kevent, kqueue};
+use rustix::process::{Pid, Signal};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Orphans go to launchd; only their group tells that they were ours.
+pub(super) const ORPHANS_STAY_BELOW: bool = false;
+
+const ZOMBIE: u32 = 5;
+/// More than a Mac may run at once by default (kern.maxproc); the table is cut there.
+const PROCESSES_MAX: usize = 16_384;
+
+pub fn own_program() -> io::Result<PathBuf> {
+    std::env::current_exe()
+}
+
+/// The boot session's UUID: unlike the boot time it does not move when the clock is set.
+pub(super) fn boot() -> String {
+    let mut text = [0u8; 64];
+    let mut length = text.len();
+    // SAFETY: the name is a C string, the buffer is ours and its length is passed in and updated.
+    let failed = unsafe {
+        libc::sysctlbyname(
+            c"kern.bootsessionuuid".as_ptr(),
+            text.as_mut_ptr().cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    if failed != 0 {
+        return String::new();
+    }
+    String::from_utf8_lossy(&text[..length]).trim_end_matches('\0').to_owned()
+}
+
+/// One of libproc's fixed structures about one process.
+fn information<T>(pid: i32, flavor: libc::c_int) -> Option<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let size = libc::c_int::try_from(size_of::<T>()).ok()?;
+    // SAFETY: the buffer is as long as said, and the kernel fills plain integers; all zeroes is a valid value of them.
+    unsafe {
+        let filled = libc::proc_pidinfo(pid, flavor, 0, value.as_mut_ptr().cast(), size);
+        (filled == size).then(|| value.assume_init())
+    }
+}
+
+pub(super) fn process(pid: i32) -> Option<Entry> {
+    let facts: libc::proc_bsdinfo = information(pid, libc::PROC_PIDTBSDINFO)?;
+    Some(Entry {
+        pid,
+        parent: i32::try_from(facts.pbi_ppid).ok()?,
+        group: i32::try_from(facts.pbi_pgid).ok()?,
+        session: 0,
+        start: facts.pbi_start_tvsec * 1_000_000 + facts.pbi_start_tvusec,
+        zombie: facts.pbi_status == ZOMBIE,
+    })
+}
+
+pub(super) fn processes() -> Vec<Entry> {
+    let mut pids = vec![0i32; PROCESSES_MAX];
+    let bytes = libc::c_int::try_from(std::mem::size_of_val(pids.as_slice())).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the buffer is ours and as long as said.
+    let count = unsafe { libc::proc_listallpids(pids.as_mut_ptr().cast(), bytes) };
+    pids.truncate(usize::try_from(count).unwrap_or(0));
+    pids.into_iter().filter_map(process).collect()
+}
+
+pub(super) fn command(pid: i32) -> String {
+    let Some(facts) = information::<libc::proc_bsdinfo>(pid, libc::PROC_PIDTBSDINFO) else {
+        return String::new();
+    };
+    let bytes: Vec<u8> =
+        facts.pbi_name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The memory a process has in RAM.
+pub fn memory_bytes(pid: i32) -> Option<u64> {
+    information::<libc::proc_taskinfo>(pid, libc::PROC_PIDTASKINFO).map(|facts| facts.pti_resident_size)
+}
+
+/// Not offered here: orphans go to launchd and are found by their group.
+pub(super) fn adopt_orphans() -> io::Result<()> {
+    Ok(())
+}
+
+/// Not offered here: our own worker watches the shim's pipe instead.
+pub(super) fn die_with(_parent: Option<Pid>) -> io::Result<()> {
+    Ok(())
+}
+
+/// Not offered here: our own descriptors are close-on-exec from birth.
+pub(super) fn close_from(_first: u32) -> io::Result<()> {
+    Ok(())
+}
+
+/// Kills this process. Without process handles there is a moment between the look and the signal.
+pub(super) fn kill(identity: &Identity) {
+    if let Some(pid) = Pid::from_raw(identity.pid).filter(|_| identity.still_lives()) {
+        // Already ended is as good.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Waits until all of these processes, children of anybody, have ended, or the time is over.
+pub(super) fn wait_for_end(pids: &[i32], limit: Duration) {
+    let until = Instant::now() + limit;
+    let Ok(queue) = kqueue() else { return };
+    for pid in pids.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+        let exit = EventFilter::Proc { pid, flags: ProcessEvents::EXIT };
+        let watch = Event::new(exit, EventFlags::ADD | EventFlags::ONESHOT, std::ptr::null_mut());
+        let mut ended: Vec<Event> = Vec::with_capacity(1);
+        let left = until.saturating_duration_since(Instant::now());
+        // SAFETY: the descriptor is open; processes are named by number, not by a descriptor that could be closed.
+        // An error (it has ended already) or the timeout: who asked looks again at what lives.
+        let _ = unsafe { kevent(&queue, &[watch], rustix::buffer::spare_capacity(&mut ended), Some(left)) };
+    }
+}
+
+pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    let (mut user, mut group) = (0, 0);
+    // SAFETY: the descriptor is open for the whole call, and both results are ours.
+    match unsafe { libc::getpeereid(stream.as_raw_fd(), &raw mut user, &raw mut group) } {
+        0 => Ok(user),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Not needed here: `ps` shows the program's own name.
+pub(super) fn name_this_process(_name: &std::ffi::CStr) {}

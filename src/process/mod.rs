@@ -1,0 +1,76 @@
+//! Process trees that cannot outlive their lease.
+//!
+//! Everything rbee starts (a worker, a build, a foreign engine) is the child of a *shim*: this same binary in a hidden
+//! role, single-threaded and without a runtime, whose only work is that nothing of the tree below it stays behind.
+//! Whoever wants the tree to live holds a *lease*: a connection to the shim's socket. When the last one closes, by
+//! intent or by `kill -9`, the tree's `orphan_ttl` runs; a new hive that connects in time has adopted it.
+//!
+//! ```text
+//!  hive ── lease: unix socket, JSON lines ──▶ shim (own session, child subreaper)
+//!                                              └─▶ leader ─▶ … one process group, pinned, PDEATHSIG on the leader
+//! ```
+//!
+//! Three things end a tree: the holder asks (`Tree::stop`), the lease runs out, or the leader exits; each is followed
+//! by the same end: KILL what is left, reap to the last child, tell a receipt. If the shim itself is killed, the
+//! leader dies with it and the holder kills the rest by session; if both are, the next hive's `adopt` does.
+
+mod adopt;
+mod capture;
+mod contain;
+mod identity;
+mod inherited;
+mod launch;
+mod lease;
+mod protocol;
+mod record;
+mod shim;
+mod spawn;
+mod sweep;
+mod tree;
+
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod platform;
+#[cfg(target_os = "macos")]
+#[path = "macos.rs"]
+mod platform;
+#[cfg(target_os = "linux")]
+mod seccomp;
+
+pub use adopt::adopt;
+pub use identity::Identity;
+pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
+pub use launch::{launch, launch_by};
+pub use platform::{memory_bytes, own_program};
+pub use protocol::Exit;
+pub use record::Spec;
+pub use shim::shim_main;
+pub use tree::{Lines, Output, Tree};
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error("preparing the directory of process records `{path}`")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("`{id}` is running already: stop it first")]
+    Running { id: String },
+    #[error(
+        "binding the shim's socket `{path}` (a socket's path has 100 bytes or so: choose a shorter directory)"
+    )]
+    Socket { path: PathBuf, source: std::io::Error },
+    #[error("writing the process record `{path}`")]
+    WriteRecord { path: PathBuf, source: std::io::Error },
+    #[error("reading the process record `{path}`")]
+    ReadRecord { path: PathBuf, source: std::io::Error },
+    #[error("starting the shim of `{id}`")]
+    Shim { id: String, source: std::io::Error },
+    #[error("taking the lease of `{id}`")]
+    Lease { id: String, source: std::io::Error },
+    #[error("the shim of `{id}` ended before it told what it started")]
+    ShimLost { id: String },
+    #[error("starting `{program}`: {reason}")]
+    Start { program: String, reason: String },
+    #[error("`{id}` names no program: argv is empty")]
+    NoProgram { id: String },
+}

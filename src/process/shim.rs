@@ -1,0 +1,545 @@
+//! The hidden role that owns one tree: one thread, one `poll`, no runtime, so that it forks soundly, arms the death
+//! signal on its child, costs next to nothing while a model runs for weeks, and has little in it that could fail.
+//!
+//! ```text
+//!  Waiting ──first lease: start──▶ Running ──leader exits, others live──▶ Lingering ──output idle──┐
+//!     │ nobody came                   │ asked · SIGTERM · no lease for orphan_ttl                  ▼
+//!     ▼                               └──▶ Terminating (TERM, CONT) ──grace over──▶ Killing (KILL, sweep)
+//!   gone ◀── told ── Farewell (receipt) ◀──── no child left, from any phase; or 2 s of Killing ────┘
+//! ```
+
+use super::capture::{CappedLog, Splitter};
+use super::contain::{Contained, Rung};
+use super::identity::Identity;
+use super::lease::Lease;
+use super::protocol::{Asked, Exit, Hello, LEASE_PROTOCOL, Said};
+use super::record::{Files, Record};
+use super::{inherited_listener, platform, spawn};
+use crate::wire::job::{Receipt, Survivor};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, WaitOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Where the shim finds its own listener; `inherited::LISTENER_FD` is the same number in the child.
+pub(super) const OWN_LISTENER_FD: i32 = 3;
+pub(super) const CHILD_LISTENER_FD: i32 = 4;
+
+/// How long a shim waits for whoever started it to take the first lease.
+const FIRST_LEASE_MAX: Duration = Duration::from_secs(10);
+/// The longest grace anybody may ask for; clocks end somewhere.
+pub(super) const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// After the leader's exit: how long others may stay silent before they are swept, and how long they may talk.
+const LINGER_IDLE_MAX: Duration = Duration::from_millis(100);
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(2);
+/// After KILL: how long to wait for the kernel. What is left then (stuck in a device) is told, not waited for.
+pub(super) const VERIFY_MAX: Duration = Duration::from_secs(2);
+/// After KILL: how often to look for what was forked meanwhile; only a rung that is not atomic ever needs a second look.
+const SWEEP_EVERY: Duration = Duration::from_millis(20);
+/// How long a holder may take to read the receipt.
+const FAREWELL_MAX: Duration = Duration::from_secs(60);
+const LEASES_MAX: usize = 16;
+const READ_BYTES: usize = 64 * 1024;
+/// Output still in the pipe when the tree has ended: at most what a pipe holds.
+const DRAIN_READS_MAX: usize = 32;
+
+/// Runs the shim of the tree recorded at `record_path`, started by `launch` with its listener as descriptor 3.
+/// The result is the process's exit code.
+pub fn shim_main(record_path: &Path) -> u8 {
+    match Shim::open(record_path).and_then(Shim::run) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("rbee shim: {error}");
+            1
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    Waiting { until: Instant },
+    Running,
+    Lingering { idle: Instant, until: Instant },
+    Terminating { until: Instant },
+    Killing { until: Instant, sweep: Instant },
+    Farewell { until: Instant },
+    Gone,
+}
+
+enum Sink {
+    Log(CappedLog),
+    Lines(Splitter),
+}
+
+struct Child {
+    tree: Contained,
+    identity: Identity,
+    output: Option<OwnedFd>,
+    exit: Option<Exit>,
+    reaped: u32,
+    /// The end of the tree, once begun: when, and what memory it had then.
+    ending: Option<(Instant, u64)>,
+    /// Closing it tells the child that the shim is gone.
+    _alive: OwnedFd,
+}
+
+struct Shim {
+    files: Files,
+    record: Record,
+    identity: Identity,
+    rung: Rung,
+    listener: UnixListener,
+    inherit: Option<OwnedFd>,
+    signals: Signals,
+    sink: Sink,
+    leases: Vec<Lease>,
+    /// When the tree ends for want of a lease.
+    orphaned: Option<Instant>,
+    child: Option<Child>,
+    phase: Phase,
+}
+
+/// The signals of interest as a descriptor that `poll` can wait for.
+struct Signals {
+    arrived: UnixStream,
+    terminate: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Signals> {
+        use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+        let (arrived, sender) = UnixStream::pair()?;
+        arrived.set_nonblocking(true)?;
+        let terminate = Arc::new(AtomicBool::new(false));
+        // The flag is set before the byte is sent, so that who reads the byte sees the flag.
+        signal_hook::flag::register(SIGTERM, terminate.clone())?;
+        // INT, HUP and QUIT are caught only to survive them: a terminal's Ctrl-C is for the hive or the keeper. Caught
+        // rather than ignored, because ignoring would be inherited by the child.
+        for signal in [SIGTERM, SIGCHLD, SIGINT, SIGHUP, SIGQUIT] {
+            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+        }
+        Ok(Signals { arrived, terminate })
+    }
+
+    fn clear(&mut self) {
+        let mut buffer = [0u8; 256];
+        while matches!(io::Read::read(&mut self.arrived, &mut buffer), Ok(count) if count > 0) {}
+    }
+}
+
+impl Shim {
+    fn open(record_path: &Path) -> io::Result<Shim> {
+        let files = Files::beside(record_path);
+        // The descriptors first: nothing else may have taken their numbers.
+        let listener = inherited_listener(OWN_LISTENER_FD)?;
+        let mut record = files.read().map_err(io::Error::other)?;
+        let inherit = match record.inherits {
+            true => Some(inherited_listener(CHILD_LISTENER_FD)?.into()),
+            false => None,
+        };
+        platform::name_this_process(c"rbee-shim");
+        let signals = Signals::catch()?;
+        rustix::process::setsid()?;
+        platform::adopt_orphans()?;
+        listener.set_nonblocking(true)?;
+        // Listening again makes this process, not the hive that bound the socket, the one that peers see.
+        rustix::net::listen(&listener, LEASES_MAX as i32)?;
+
+        let identity = Identity::of_this_process().ok_or(io::ErrorKind::NotFound)?;
+        let rung = Rung::strongest(record.spec.sessions);
+        record.shim = Some(identity.clone());
+        record.containment = rung.name().to_owned();
+        files.write(&record).map_err(io::Error::other)?;
+        let sink = match &record.spec.log {
+            Some(path) => Sink::Log(CappedLog::create(path)?),
+            None => Sink::Lines(Splitter::default()),
+        };
+        Ok(Shim {
+            files,
+            record,
+            identity,
+            rung,
+            listener,
+            inherit,
+            signals,
+            sink,
+            leases: Vec::new(),
+            orphaned: None,
+            child: None,
+            phase: Phase::Waiting { until: Instant::now() + FIRST_LEASE_MAX },
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        while self.phase != Phase::Gone {
+            let events = self.wait()?;
+            if events.signals {
+                self.signals.clear();
+            }
+            if events.output {
+                self.read_output(1);
+            }
+            self.reap()?;
+            self.hear_leases(&events.leases);
+            if events.listener {
+                self.accept();
+            }
+            if self.signals.terminate.swap(false, Ordering::Relaxed) {
+                self.terminate(self.record.spec.grace());
+            }
+            self.pass_deadlines();
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Events> {
+        let now = Instant::now();
+        let timeout = self.next_deadline().map(|deadline| {
+            let left = deadline.saturating_duration_since(now);
+            Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let output = self.child.as_ref().and_then(|child| child.output.as_ref());
+        let mut fds = vec![
+            PollFd::new(&self.signals.arrived, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        fds.extend(self.leases.iter().map(|lease| {
+            let more = if lease.has_more_to_tell() { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::new(&lease.stream, PollFlags::IN | more)
+        }));
+        fds.extend(output.map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let leases = ready[2..2 + self.leases.len()].to_vec();
+        let output = output.is_some() && ready[ready.len() - 1];
+        Ok(Events { signals: ready[0], listener: ready[1], output, leases })
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Waiting { until } | Phase::Terminating { until } | Phase::Farewell { until } => {
+                Some(until)
+            }
+            Phase::Lingering { idle, until } => Some(idle.min(until)),
+            Phase::Killing { until, sweep } => Some(until.min(sweep)),
+            Phase::Running => self.orphaned,
+            Phase::Gone => None,
+        }
+    }
+
+    fn pass_deadlines(&mut self) {
+        let now = Instant::now();
+        match self.phase {
+            Phase::Waiting { until } if now >= until => self.leave(),
+            Phase::Running if self.orphaned.is_some_and(|deadline| now >= deadline) => {
+                self.terminate(self.record.spec.grace());
+            }
+            Phase::Lingering { idle, until } if now >= idle.min(until) => self.kill(),
+            Phase::Terminating { until } if now >= until => self.kill(),
+            Phase::Killing { until, .. } if now >= until => self.farewell(),
+            Phase::Killing { until, sweep } if now >= sweep => {
+                self.signal(&[Signal::KILL]);
+                self.phase = Phase::Killing { until, sweep: now + SWEEP_EVERY };
+            }
+            Phase::Farewell { until } if now >= until || !self.leases.iter().any(Lease::has_more_to_tell) => {
+                self.phase = Phase::Gone;
+            }
+            _ => {}
+        }
+    }
+
+    // ── leases
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let ours = platform::peer_uid(&stream)
+                .is_ok_and(|uid| uid == 0 || uid == rustix::process::geteuid().as_raw());
+            if !ours || self.leases.len() >= LEASES_MAX {
+                continue;
+            }
+            let Ok(lease) = Lease::new(stream) else { continue };
+            self.leases.push(lease);
+            self.orphaned = None;
+            // Started for its first holder, so that a hive killed before it came leaves nothing behind.
+            if matches!(self.phase, Phase::Waiting { .. }) {
+                self.start();
+            }
+            let hello = self.hello();
+            if let (Some(hello), Some(lease)) = (hello, self.leases.last_mut()) {
+                lease.tell(&hello);
+            }
+            self.flush_leases();
+        }
+    }
+
+    fn hello(&self) -> Option<Said> {
+        let child = self.child.as_ref()?;
+        let hello = Hello {
+            version: LEASE_PROTOCOL,
+            id: self.record.spec.id.clone(),
+            shim: self.identity.clone(),
+            child: child.identity.clone(),
+            containment: self.rung.name().to_owned(),
+            note: self.record.spec.note.clone(),
+        };
+        Some(Said { hello: Some(hello), exited: child.exit, ..Said::default() })
+    }
+
+    fn tell_all(&mut self, message: &Said) {
+        for lease in &mut self.leases {
+            lease.tell(message);
+        }
+        self.flush_leases();
+    }
+
+    fn flush_leases(&mut self) {
+        self.leases.retain_mut(Lease::flush);
+        self.notice_orphaning();
+    }
+
+    fn hear_leases(&mut self, ready: &[bool]) {
+        let mut asked = Vec::new();
+        let mut index = 0;
+        self.leases.retain_mut(|lease| {
+            let is_ready = ready.get(index).copied().unwrap_or(false);
+            index += 1;
+            if !is_ready {
+                return true;
+            }
+            match lease.listen() {
+                Some(words) => {
+                    asked.extend(words);
+                    true
+                }
+                None => false,
+            }
+        });
+        for Asked { stop } in asked {
+            if let Some(stop) = stop {
+                self.terminate(Duration::from_millis(stop.grace_ms));
+            }
+        }
+        self.flush_leases();
+    }
+
+    fn notice_orphaning(&mut self) {
+        if self.leases.is_empty() && self.orphaned.is_none() && self.child.is_some() {
+            self.orphaned = Some(Instant::now() + self.record.spec.orphan_ttl());
+        }
+    }
+
+    // ── the tree
+
+    fn start(&mut self) {
+        let started = spawn::start(&self.record.spec, self.inherit.take(), self.rung);
+        let started = started.and_then(|started| {
+            let identity = Identity::of(started.pid.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
+            Ok((started, identity))
+        });
+        let (started, identity) = match started {
+            Ok(both) => both,
+            Err(error) => {
+                self.files.remove();
+                self.tell_all(&Said { failed: Some(error.to_string()), ..Said::default() });
+                self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
+                return;
+            }
+        };
+        self.record.child = Some(identity.clone());
+        // Without it an adopting hive asks the shim, and a sweep goes by the session: the tree is worth more.
+        if let Err(error) = self.files.write(&self.record) {
+            eprintln!("rbee shim: {error}");
+        }
+        self.child = Some(Child {
+            tree: Contained { shim: rustix::process::getpid(), leader: started.pid },
+            identity,
+            output: Some(started.output),
+            exit: None,
+            reaped: 0,
+            ending: None,
+            _alive: started.alive,
+        });
+        self.phase = Phase::Running;
+    }
+
+    /// Collects every child that has ended, its own and adopted; none left means the tree has ended.
+    fn reap(&mut self) -> io::Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let mut leader_exit = None;
+        let none_left = loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(None) => break false,
+                Err(rustix::io::Errno::CHILD) => break true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(Some((pid, status))) => {
+                    child.reaped += 1;
+                    if pid == child.tree.leader {
+                        leader_exit = match (status.exit_status(), status.terminating_signal()) {
+                            (Some(code), _) => Some(Exit::Code(code)),
+                            (_, Some(signal)) => Some(Exit::Signal(signal)),
+                            _ => None,
+                        };
+                    }
+                }
+            }
+        };
+        // Where orphans go elsewhere (macOS) having no child does not mean that the group is empty.
+        let ended = none_left && (platform::ORPHANS_STAY_BELOW || child.tree.group_is_empty());
+        if let Some(exit) = leader_exit {
+            child.exit = Some(exit);
+            self.tell_all(&Said { exited: Some(exit), ..Said::default() });
+            if self.phase == Phase::Running && !ended {
+                self.begin_end();
+                let now = Instant::now();
+                self.phase = Phase::Lingering { idle: now + LINGER_IDLE_MAX, until: now + LINGER_MAX };
+            }
+        }
+        if ended && !matches!(self.phase, Phase::Farewell { .. } | Phase::Gone) {
+            self.farewell();
+        }
+        Ok(())
+    }
+
+    /// TERM to everyone, and CONT so that the stopped hear it. Asked again, the shorter grace wins.
+    fn terminate(&mut self, grace: Duration) {
+        let until = Instant::now() + grace.min(GRACE_MAX);
+        match self.phase {
+            Phase::Running | Phase::Lingering { .. } if !grace.is_zero() => {
+                self.begin_end();
+                self.signal(&[Signal::TERM, Signal::CONT]);
+                self.phase = Phase::Terminating { until };
+            }
+            Phase::Running | Phase::Lingering { .. } => self.kill(),
+            Phase::Terminating { until: before } => {
+                self.phase = Phase::Terminating { until: until.min(before) }
+            }
+            // Waiting: nothing was started yet. Killing and after: nothing is faster.
+            Phase::Waiting { .. } => self.leave(),
+            Phase::Killing { .. } | Phase::Farewell { .. } | Phase::Gone => {}
+        }
+    }
+
+    fn kill(&mut self) {
+        self.begin_end();
+        self.signal(&[Signal::KILL]);
+        let now = Instant::now();
+        self.phase = Phase::Killing { until: now + VERIFY_MAX, sweep: now + SWEEP_EVERY };
+    }
+
+    fn signal(&self, signals: &[Signal]) {
+        if let Some(child) = &self.child {
+            child.tree.signal(signals, child.exit.is_some());
+        }
+    }
+
+    fn begin_end(&mut self) {
+        if let Some(child) = &mut self.child
+            && child.ending.is_none()
+        {
+            let members = child.tree.members();
+            let memory = members.iter().filter_map(|entry| platform::memory_bytes(entry.pid)).sum();
+            child.ending = Some((Instant::now(), memory));
+        }
+    }
+
+    /// The tree has ended, or what is left of it cannot: tells the receipt.
+    fn farewell(&mut self) {
+        self.read_output(DRAIN_READS_MAX);
+        if let Sink::Lines(splitter) = &mut self.sink
+            && let Some(line) = splitter.finish()
+        {
+            self.leases.iter_mut().for_each(|lease| lease.tell_line(&line));
+        }
+        let receipt = self.receipt();
+        // Before the receipt: whoever reads it may start a tree of the same name, and these would be its files.
+        self.files.remove();
+        self.tell_all(&Said { receipt: Some(receipt), ..Said::default() });
+        self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
+    }
+
+    fn receipt(&self) -> Receipt {
+        let Some(child) = &self.child else { return Receipt::default() };
+        let (began, memory_before) = child.ending.unwrap_or((Instant::now(), 0));
+        let left = child.tree.members();
+        let memory_left: u64 = left.iter().filter_map(|entry| platform::memory_bytes(entry.pid)).sum();
+        Receipt {
+            clean: left.is_empty(),
+            containment: self.rung.name().to_owned(),
+            processes_reaped: child.reaped,
+            survivors: left
+                .iter()
+                .map(|entry| Survivor { pid: entry.pid, command: platform::command(entry.pid) })
+                .collect(),
+            bytes_removed: 0,
+            memory_returned_bytes: memory_before.saturating_sub(memory_left),
+            ms: began.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Ends without having started anything.
+    fn leave(&mut self) {
+        self.files.remove();
+        self.phase = Phase::Gone;
+    }
+
+    // ── output
+
+    fn read_output(&mut self, reads_max: usize) {
+        let mut buffer = [0u8; READ_BYTES];
+        for _ in 0..reads_max {
+            let Some(output) = self.child.as_ref().and_then(|child| child.output.as_ref()) else { return };
+            match rustix::io::read(output, &mut buffer) {
+                Ok(0) => self.close_output(),
+                Ok(count) => self.take_output(&buffer[..count]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(_) => self.close_output(),
+            }
+        }
+    }
+
+    fn take_output(&mut self, bytes: &[u8]) {
+        if let Phase::Lingering { until, .. } = self.phase {
+            self.phase = Phase::Lingering { idle: Instant::now() + LINGER_IDLE_MAX, until };
+        }
+        match &mut self.sink {
+            Sink::Log(log) => {
+                // A full disk loses output, not the child.
+                let _ = log.write(bytes);
+            }
+            Sink::Lines(splitter) => {
+                let leases = &mut self.leases;
+                splitter.push(bytes, |line| leases.iter_mut().for_each(|lease| lease.tell_line(&line)));
+            }
+        }
+    }
+
+    fn close_output(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.output = None;
+        }
+        // Nobody can write any more, so there is nothing to linger for.
+        if let Phase::Lingering { until, .. } = self.phase {
+            self.phase = Phase::Lingering { idle: Instant::now(), until };
+        }
+    }
+}
+
+struct Events {
+    signals: bool,
+    listener: bool,
+    output: bool,
+    leases: Vec<bool>,
+}

@@ -1,0 +1,68 @@
+//! From the shim to the leader of its tree: everything that happens between fork and exec.
+
+use super::contain::Rung;
+use super::inherited::{LISTENER_FD, SHIM_PIPE_FD};
+use super::platform;
+use super::record::Spec;
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::Pid;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+pub(super) struct Started {
+    pub pid: Pid,
+    /// The read end of stdout and stderr, one pipe for both so that their order is kept.
+    pub output: OwnedFd,
+    /// Held for as long as the shim lives; the child has the other end.
+    pub alive: OwnedFd,
+}
+
+pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Result<Started> {
+    let program = spec.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let (output, child_output) = io::pipe()?;
+    let (child_alive, alive) = io::pipe()?;
+    rustix::io::ioctl_fionbio(&output, true)?;
+
+    let mut command = Command::new(program);
+    command
+        .args(&spec.argv[1..])
+        .env_clear()
+        .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(child_output.try_clone()?)
+        .stderr(child_output)
+        .process_group(0);
+    if let Some(cwd) = &spec.cwd {
+        command.current_dir(cwd);
+    }
+    // Both numbers are taken in this process by now (its own listener, these pipes), so they cannot be the pipe by
+    // which std learns that exec failed.
+    let mut mappings = vec![FdMapping { parent_fd: child_alive.into(), child_fd: SHIM_PIPE_FD }];
+    mappings.extend(inherit.map(|parent_fd| FdMapping { parent_fd, child_fd: LISTENER_FD }));
+    command.fd_mappings(mappings).map_err(io::Error::other)?;
+
+    let shim = rustix::process::getpid();
+    // SAFETY: between fork and exec of a single-threaded process; only system calls, no allocation, no locks.
+    unsafe {
+        command.pre_exec(move || {
+            reset_signals();
+            platform::die_with(Some(shim))?;
+            platform::close_from(SHIM_PIPE_FD.unsigned_abs() + 1)?;
+            rung.enter()
+        });
+    }
+    let child = command.spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::Other)?;
+    Ok(Started { pid, output: output.into(), alive: alive.into() })
+}
+
+/// An ignored signal stays ignored across exec, whoever ignored it: `nohup` far above must not make a build that
+/// cannot be interrupted.
+fn reset_signals() {
+    for signal in 1..32 {
+        // SAFETY: plain system calls without memory of ours; KILL and STOP are refused, which is fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
