@@ -208,7 +208,9 @@ impl<E: Engine> Scheduler<E> {
         let (slots, stop) = (&self.slots, &self.stop);
         let abort = || {
             stop.is_cancelled()
-                || planned.iter().all(|piece| slots[piece.slot].as_ref().is_none_or(|s| s.work.is_cancelled()))
+                || planned
+                    .iter()
+                    .all(|piece| slots[piece.slot].as_ref().is_none_or(|s| s.work.is_cancelled()))
         };
         self.engine.decode(&self.rows, &abort)
     }
@@ -273,7 +275,10 @@ impl Slot {
             }
         }
         let Some(token) = self.sampler.choose(logits, &self.tokens) else {
-            return Err(Failure::new(Code::InvalidModel, "the model's output is not a number; its file is broken"));
+            return Err(Failure::new(
+                Code::InvalidModel,
+                "the model's output is not a number; its file is broken",
+            ));
         };
         self.first_token.get_or_insert_with(Instant::now);
         self.new_tokens += 1;

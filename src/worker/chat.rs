@@ -67,8 +67,9 @@ impl Chat {
         check(messages)?;
         let request = serde_json::json!({"messages": messages, "add_generation_prompt": true}).to_string();
         let answer = self.template.lock().unwrap_or_else(PoisonError::into_inner).render(&request);
-        let answer = answer
-            .map_err(|error| Failure::invalid(format!("the messages don't fit the model's chat template: {error}")))?;
+        let answer = answer.map_err(|error| {
+            Failure::invalid(format!("the messages don't fit the model's chat template: {error}"))
+        })?;
         serde_json::from_str(&answer).map_err(|error| Failure::internal(&error))
     }
 

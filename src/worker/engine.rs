@@ -77,7 +77,9 @@ pub enum EngineError {
     Threads(u32),
     #[error("the chat template can't be used: {0}")]
     Template(String),
-    #[error("no {wanted} here: this worker was built for {built}; install a worker for that device or leave out --n-gpu-layers and --device")]
+    #[error(
+        "no {wanted} here: this worker was built for {built}; install a worker for that device or leave out --n-gpu-layers and --device"
+    )]
     Backend { wanted: String, built: String },
     #[error("tokenizing failed: the text is too long")]
     Tokenize,

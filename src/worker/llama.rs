@@ -264,7 +264,9 @@ impl Model {
             if sys::llama_vocab_type(vocabulary) == sys::LLAMA_VOCAB_TYPE_NONE {
                 return unsuitable("it has no tokenizer");
             }
-            if sys::llama_model_has_encoder(self.raw.as_ptr()) || !sys::llama_model_has_decoder(self.raw.as_ptr()) {
+            if sys::llama_model_has_encoder(self.raw.as_ptr())
+                || !sys::llama_model_has_decoder(self.raw.as_ptr())
+            {
                 return unsuitable("only decoder models generate text here");
             }
             let size = sys::llama_vocab_n_tokens(vocabulary);
@@ -631,7 +633,8 @@ impl Engine for Llama {
         if sequence >= self.limits.sequences {
             return Err(EngineError::Misuse("a sequence does not exist"));
         }
-        let from = i32::try_from(from).map_err(|_| EngineError::Misuse("a position is beyond the context"))?;
+        let from =
+            i32::try_from(from).map_err(|_| EngineError::Misuse("a position is beyond the context"))?;
         // SAFETY: the sequence exists; -1 means to its end.
         let whole = unsafe {
             let memory = sys::llama_get_memory(self.context.0.as_ptr());
@@ -643,9 +646,17 @@ impl Engine for Llama {
 
 unsafe extern "C" {
     fn rbee_chat_silence();
-    fn rbee_chat_open(model: *const sys::llama_model, source: *const c_char, error: *mut *mut c_char) -> *mut c_void;
+    fn rbee_chat_open(
+        model: *const sys::llama_model,
+        source: *const c_char,
+        error: *mut *mut c_char,
+    ) -> *mut c_void;
     fn rbee_chat_close(template: *mut c_void);
-    fn rbee_chat_render(template: *const c_void, request: *const c_char, error: *mut *mut c_char) -> *mut c_char;
+    fn rbee_chat_render(
+        template: *const c_void,
+        request: *const c_char,
+        error: *mut *mut c_char,
+    ) -> *mut c_char;
     fn rbee_chat_source(template: *const c_void) -> *mut c_char;
     fn rbee_chat_free(text: *mut c_char);
 }
@@ -684,7 +695,8 @@ impl Template {
 
     /// Renders a request as JSON into an answer as JSON; chat.rs knows both.
     pub fn render(&self, request: &str) -> Result<String, EngineError> {
-        let request = CString::new(request).map_err(|_| EngineError::Template("a message holds a zero byte".into()))?;
+        let request =
+            CString::new(request).map_err(|_| EngineError::Template("a message holds a zero byte".into()))?;
         let mut error = std::ptr::null_mut();
         // SAFETY: the template lives, the request is terminated, the shim catches every exception.
         let answer = unsafe { rbee_chat_render(self.raw.as_ptr(), request.as_ptr(), &raw mut error) };

@@ -1,9 +1,9 @@
 //! How far the model is: one value that the engine's thread writes and everybody else watches. Nobody polls.
 
+use super::batch::SlotView;
 use super::chat::Chat;
 use super::engine::Limits;
 use super::llama::Model;
-use super::batch::SlotView;
 use crate::wire::{Code, Failure};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -50,10 +50,11 @@ impl Load {
         match self {
             Load::Ready(ready) => Ok(ready.clone()),
             Load::Failed(failure) => Err(failure.clone()),
-            Load::Loading(progress) => {
-                Err(Failure::new(Code::LoadingModel, format!("the model is loading, {:.0} %", progress * 100.0))
-                    .with(serde_json::json!({"progress": progress, "retry_after": 1})))
-            }
+            Load::Loading(progress) => Err(Failure::new(
+                Code::LoadingModel,
+                format!("the model is loading, {:.0} %", progress * 100.0),
+            )
+            .with(serde_json::json!({"progress": progress, "retry_after": 1}))),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod chat;
 pub mod cpu;
 pub mod engine;
+mod lease;
 pub mod llama;
 pub mod loading;
 pub mod options;
@@ -26,6 +27,7 @@ use crate::daemon;
 use crate::http::auth::Guard;
 use crate::http::server::{self, Listener};
 use crate::model::gguf;
+use crate::process;
 use crate::shutdown::{DRAIN_MAX, Shutdown};
 use crate::wire::{Code, Failure};
 use batch::Scheduler;
@@ -77,7 +79,9 @@ impl WorkerError {
 
 fn engine_code(error: &EngineError) -> Code {
     match error {
-        EngineError::Load { .. } | EngineError::Unsuitable(..) | EngineError::Template(_) => Code::InvalidModel,
+        EngineError::Load { .. } | EngineError::Unsuitable(..) | EngineError::Template(_) => {
+            Code::InvalidModel
+        }
         EngineError::Context { .. } => Code::InsufficientMemory,
         EngineError::Backend { .. } => Code::BackendUnavailable,
         EngineError::LoadCancelled(_) => Code::ShuttingDown,
@@ -88,6 +92,9 @@ fn engine_code(error: &EngineError) -> Code {
 /// Serves one model until the shutdown has drained. An error means that the worker could not work at all.
 pub async fn serve(options: Options, shutdown: Shutdown) -> Result<(), WorkerError> {
     cpu::check()?;
+    if let Some(fd) = options.lease_fd {
+        lease::watch(fd).map_err(|source| WorkerError::Inherited { fd, source })?;
+    }
     let header = gguf::inspect(&options.model)
         .map_err(|source| WorkerError::Header { path: options.model.clone(), source })?;
     if let Some(split) = header.split.filter(|split| split.number > 0) {
@@ -138,10 +145,16 @@ fn listeners(endpoints: &[Endpoint], guard: &Guard) -> Result<Vec<Listener>, Wor
                 listeners.push(Listener::Tcp(listener));
             }
             Endpoint::Unix(path) => {
-                let failed = |source| WorkerError::ListenUnix { endpoint: path.display().to_string(), source };
+                let failed =
+                    |source| WorkerError::ListenUnix { endpoint: path.display().to_string(), source };
                 listeners.push(Listener::Unix(tokio::net::UnixListener::bind(path).map_err(failed)?));
             }
-            Endpoint::Inherited(fd) => return Err(WorkerError::Inherited { fd: *fd, source: std::io::ErrorKind::Unsupported.into() }),
+            Endpoint::Inherited(fd) => {
+                let failed = |source| WorkerError::Inherited { fd: *fd, source };
+                let listener = process::inherited_listener(*fd).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                listeners.push(Listener::Unix(tokio::net::UnixListener::from_std(listener).map_err(failed)?));
+            }
         }
     }
     Ok(listeners)

@@ -112,11 +112,13 @@ impl Options {
             ..defaults
         };
         match options.ctx_size {
-            Some(ctx_size) if ctx_size / options.parallel < CONTEXT_MIN => Err(OptionsError::ContextTooSmall {
-                ctx_size,
-                parallel: options.parallel,
-                least: CONTEXT_MIN,
-            }),
+            Some(ctx_size) if ctx_size / options.parallel < CONTEXT_MIN => {
+                Err(OptionsError::ContextTooSmall {
+                    ctx_size,
+                    parallel: options.parallel,
+                    least: CONTEXT_MIN,
+                })
+            }
             _ => Ok(options),
         }
     }
@@ -136,7 +138,8 @@ fn endpoints(settings: &Settings) -> Vec<Endpoint> {
     if given.is_empty() {
         let host = settings.text("host").unwrap_or("127.0.0.1");
         let port = settings.number::<u16>("port").unwrap_or(0);
-        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.into() };
+        let host =
+            if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.into() };
         return vec![Endpoint::Tcp(format!("{host}:{port}"))];
     }
     given.into_iter().map(endpoint).collect()

@@ -34,7 +34,9 @@ pub enum Event {
     /// A slot has been taken.
     Started,
     /// So much of the prompt has been processed.
-    Prompt { done: usize },
+    Prompt {
+        done: usize,
+    },
     Text {
         text: String,
         /// Tokens chosen since the last such event.

@@ -80,7 +80,9 @@ impl Neutral {
             Value::Null | Value::Bool(false) => true,
             Value::Bool(true) => false,
             Value::Number(n) => matches!(self, Neutral::Number(neutral) if n.as_f64() == Some(neutral)),
-            Value::String(text) => text.is_empty() || matches!(self, Neutral::Text(neutral) if text == neutral),
+            Value::String(text) => {
+                text.is_empty() || matches!(self, Neutral::Text(neutral) if text == neutral)
+            }
             Value::Array(list) => list.is_empty(),
             Value::Object(map) => map.is_empty(),
         }
@@ -135,7 +137,9 @@ pub fn parse(kind: Kind, mut body: Value) -> Result<Completion, Failure> {
         Kind::Completion => {
             let request: CompletionRequest = serde_json::from_value(body).map_err(wrong)?;
             let Value::String(prompt) = request.prompt else {
-                return Err(Failure::invalid("`prompt` must be one text; lists are not offered by this version"));
+                return Err(Failure::invalid(
+                    "`prompt` must be one text; lists are not offered by this version",
+                ));
             };
             (
                 Content::Prompt(prompt),
@@ -167,7 +171,9 @@ fn limit(max_tokens: Option<i64>) -> Result<Option<u32>, Failure> {
         None | Some(-1) => Ok(None),
         Some(n) => match u32::try_from(n) {
             Ok(n) if n > 0 => Ok(Some(n)),
-            _ => Err(Failure::invalid(format!("`max_tokens` is {n}; give at least 1, or -1 for as many as fit"))),
+            _ => Err(Failure::invalid(format!(
+                "`max_tokens` is {n}; give at least 1, or -1 for as many as fit"
+            ))),
         },
     }
 }
@@ -203,7 +209,12 @@ fn ranges(fields: &SamplingFields) -> Result<Sampling, Failure> {
         top_k: fields.top_k.unwrap_or(defaults.top_k),
         top_p: number("top_p", fields.top_p, defaults.top_p, 0.0..=1.0)?,
         min_p: number("min_p", fields.min_p, defaults.min_p, 0.0..=1.0)?,
-        repeat_penalty: number("repeat_penalty", fields.repeat_penalty, defaults.repeat_penalty, 0.01..=100.0)?,
+        repeat_penalty: number(
+            "repeat_penalty",
+            fields.repeat_penalty,
+            defaults.repeat_penalty,
+            0.01..=100.0,
+        )?,
         presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, -2.0..=2.0)?,
         frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, -2.0..=2.0)?,
         seed: fields.seed.unwrap_or_else(any_seed),
@@ -223,7 +234,8 @@ pub fn fit(ask: &mut Ask, prompt: Vec<i32>, max_tokens: Option<u32>, context: u3
     let room = (context as usize).saturating_sub(prompt.len());
     let wanted = max_tokens.map_or(1, |n| n as usize);
     if room < wanted {
-        let (prompt, asked) = (prompt.len(), max_tokens.map_or(String::new(), |n| format!(" and {n} new ones")));
+        let (prompt, asked) =
+            (prompt.len(), max_tokens.map_or(String::new(), |n| format!(" and {n} new ones")));
         return Err(Failure::new(
             Code::ContextLengthExceeded,
             format!("the prompt's {prompt} tokens{asked} don't fit into a slot of {context} tokens; shorten the prompt, ask for fewer, or start the worker with a larger --ctx-size"),

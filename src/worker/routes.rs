@@ -194,11 +194,19 @@ impl Shared {
         };
         let mut watched = Watched::new(self.queue.submit(ask)?, ready, deadline);
         watched.start().await?;
-        if stream { Ok(stream::chunks(header, watched, &self.shutdown)) } else { stream::whole(&header, watched).await }
+        if stream {
+            Ok(stream::chunks(header, watched, &self.shutdown))
+        } else {
+            stream::whole(&header, watched).await
+        }
     }
 
     /// Renders and tokenizes, on a thread where that may take its time.
-    async fn prepare(&self, ready: Arc<Ready>, content: Content) -> Result<(Vec<Token>, Vec<String>), Failure> {
+    async fn prepare(
+        &self,
+        ready: Arc<Ready>,
+        content: Content,
+    ) -> Result<(Vec<Token>, Vec<String>), Failure> {
         self.blocking(move || {
             let (prompt, stops) = match content {
                 Content::Messages(messages) => {
@@ -235,7 +243,8 @@ impl Shared {
         let ready = self.ready()?;
         let given: Given = request.json(BODY_BYTES_MAX).await?;
         let markup = Markup { framed: given.add_special, control: given.parse_special.unwrap_or(true) };
-        let tokens = self.blocking(move || ready.model.tokenize(&given.content, markup).map_err(refused)).await?;
+        let tokens =
+            self.blocking(move || ready.model.tokenize(&given.content, markup).map_err(refused)).await?;
         Ok(reply::json(&json!({ "tokens": tokens })))
     }
 
@@ -247,9 +256,14 @@ impl Shared {
         let ready = self.ready()?;
         let Given { tokens } = request.json(BODY_BYTES_MAX).await?;
         if tokens.len() > DETOKENIZE_TOKENS_MAX {
-            return Err(Failure::invalid(format!("{} tokens are more than {DETOKENIZE_TOKENS_MAX}", tokens.len())));
+            return Err(Failure::invalid(format!(
+                "{} tokens are more than {DETOKENIZE_TOKENS_MAX}",
+                tokens.len()
+            )));
         }
-        if let Some(token) = tokens.iter().find(|t| usize::try_from(**t).map_or(true, |t| t >= ready.model.size())) {
+        if let Some(token) =
+            tokens.iter().find(|t| usize::try_from(**t).map_or(true, |t| t >= ready.model.size()))
+        {
             return Err(Failure::invalid(format!("{token} is not in the model's vocabulary")));
         }
         let mut bytes = Vec::new();
@@ -296,7 +310,9 @@ async fn tell_progress(mut load: watch::Receiver<Load>, events: &sse::Sender) ->
 fn deadline(header: Option<&str>, now: u64) -> Result<Option<Instant>, Failure> {
     let Some(text) = header else { return Ok(None) };
     let at: u64 = text.trim().parse().map_err(|_| {
-        Failure::invalid(format!("`X-Request-Deadline: {text}` is not a time in milliseconds since the epoch"))
+        Failure::invalid(format!(
+            "`X-Request-Deadline: {text}` is not a time in milliseconds since the epoch"
+        ))
     })?;
     if at <= now {
         return Err(Failure::new(Code::RequestTimeout, "the request's deadline has passed"));

@@ -86,7 +86,9 @@ impl Sampler {
         let mut window = recent[recent.len().saturating_sub(PENALTY_WINDOW)..].to_vec();
         window.sort_unstable();
         for seen in window.chunk_by(|a, b| a == b) {
-            let Some(logit) = usize::try_from(seen[0]).ok().and_then(|at| logits.get_mut(at)) else { continue };
+            let Some(logit) = usize::try_from(seen[0]).ok().and_then(|at| logits.get_mut(at)) else {
+                continue;
+            };
             // Dividing a negative logit would make the token likelier.
             *logit = if *logit <= 0.0 { *logit * repeat_penalty } else { *logit / repeat_penalty };
             *logit -= seen.len() as f32 * frequency_penalty + presence_penalty;
@@ -138,7 +140,8 @@ impl Sampler {
         let uniform = uniform(self.sampling.seed, self.draws);
         self.draws += 1;
         let scale = 1.0 / f64::from(self.sampling.temperature);
-        let odds = |candidate: &Candidate| ((f64::from(candidate.logit) - f64::from(first.logit)) * scale).exp();
+        let odds =
+            |candidate: &Candidate| ((f64::from(candidate.logit) - f64::from(first.logit)) * scale).exp();
         let mut left = uniform * self.candidates.iter().map(odds).sum::<f64>();
         for candidate in &self.candidates {
             left -= odds(candidate);
@@ -218,7 +221,8 @@ fn weight(logits: impl Iterator<Item = f32> + Clone) -> Weight {
 
 /// The n-th number in [0, 1) of a seed.
 fn uniform(seed: u64, draw: u64) -> f64 {
-    let [low, high, ..] = philox([draw as u32, (draw >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    let [low, high, ..] =
+        philox([draw as u32, (draw >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
     bits as f64 / (1u64 << 53) as f64
 }
@@ -231,8 +235,12 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let b = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
-        counter =
-            [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
@@ -254,7 +262,8 @@ mod tests {
 
     /// The same rules written the obvious way: everything sorted, every probability computed.
     fn reference(logits: &[f32], s: &Sampling) -> Vec<(Token, f64)> {
-        let mut all: Vec<(Token, f64)> = logits.iter().enumerate().map(|(t, l)| (t as Token, f64::from(*l))).collect();
+        let mut all: Vec<(Token, f64)> =
+            logits.iter().enumerate().map(|(t, l)| (t as Token, f64::from(*l))).collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         if s.top_k > 0 {
             all.truncate(s.top_k as usize);
@@ -280,7 +289,10 @@ mod tests {
     #[test]
     fn philox_gives_the_published_numbers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         assert_eq!(
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
@@ -332,7 +344,10 @@ mod tests {
                 (got - wanted).powi(2) / wanted
             })
             .sum();
-        assert!(statistic < freedom + 6.0 * (2.0 * freedom).sqrt(), "{statistic} at {freedom} degrees of freedom");
+        assert!(
+            statistic < freedom + 6.0 * (2.0 * freedom).sqrt(),
+            "{statistic} at {freedom} degrees of freedom"
+        );
         assert!(seen.keys().all(|token| expected.iter().any(|(t, _)| t == token)));
     }
 

@@ -246,8 +246,11 @@ fn usage(outcome: &Outcome) -> Usage {
 fn timings(outcome: &Outcome) -> Value {
     let figures = |count: usize, time: Duration| {
         let ms = time.as_secs_f64() * 1_000.0;
-        let (each, rate) =
-            if count == 0 || ms == 0.0 { (0.0, 0.0) } else { (ms / count as f64, count as f64 / ms * 1_000.0) };
+        let (each, rate) = if count == 0 || ms == 0.0 {
+            (0.0, 0.0)
+        } else {
+            (ms / count as f64, count as f64 / ms * 1_000.0)
+        };
         (ms, each, rate)
     };
     let (prompt_ms, prompt_each, prompt_rate) = figures(outcome.prompt_tokens, outcome.prompt_time);

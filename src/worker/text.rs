@@ -163,7 +163,11 @@ mod tests {
                     break;
                 }
             }
-            assert_eq!((out.as_str(), stopped.as_deref()), ("one STO two ST🐝OP three ", Some("STOP")), "{size}");
+            assert_eq!(
+                (out.as_str(), stopped.as_deref()),
+                ("one STO two ST🐝OP three ", Some("STOP")),
+                "{size}"
+            );
         }
     }
 }
