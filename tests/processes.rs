@@ -268,9 +268,13 @@ fn table(test: &str, title: &str, sessions: bool) -> Vec<(String, usize)> {
     for (_, heading) in WAYS {
         text += &format!("{heading:>20}");
     }
-    for (victim, (name, _)) in VICTIMS.iter().enumerate() {
+    for (victim, (name, script)) in VICTIMS.iter().enumerate() {
         text += &format!("\n{name:<28}");
         for (way, heading) in WAYS {
+            if way == Way::NormalExit && script.contains("STOP $PPID") {
+                text += &format!("{:>20}", "-"); // a stopped leader does not exit
+                continue;
+            }
             let Ended { survivors, took } = end(victim, way, sessions, &holder_test);
             text += &format!("{:>20}", format!("{survivors} ({})", took.as_millis()));
             if survivors > 0 {
