@@ -1,5 +1,8 @@
 //! rbee, the map. One binary, four roles; a role never imports another, and imports point down this list.
 //!
+//! Composition
+//! - [`serve`]: the daemons as processes; the only place where queen and hive meet.
+//!
 //! Roles
 //! - [`keeper`]: the person's command line; no state, speaks HTTP.
 //! - [`queen`]: one address for the fleet: registry, placement, dispatch.
@@ -13,6 +16,7 @@
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.
 //! - [`http`]: server, client, the link's HTTP/2, event streams, the guard.
+//! - [`daemon`]: a long-running role's start: lock, addresses, readiness.
 //! - [`shutdown`]: signals to a token tree and a task tracker.
 //!
 //! Vocabulary
@@ -32,10 +36,17 @@ compile_error!("macOS has no static executables: build without +crt-static");
 
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod exit;
+pub mod hive;
 pub mod http;
 pub mod job;
+pub mod keeper;
+pub mod model;
 pub mod paths;
 pub mod process;
+pub mod queen;
+pub mod serve;
 pub mod shutdown;
 pub mod wire;
+pub mod worker;

@@ -1,4 +1,8 @@
-//! One integration target: every file beside this one is a module, so the crate is linked once.
+//! The one integration target: every test that needs the built program or more than one module.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
+
+mod cli;
 mod processes;
 mod support;
+mod tidy;

@@ -67,7 +67,12 @@ pub struct Hello {
 
 impl Hello {
     pub fn ours(hive: &str, node: &str) -> Self {
-        Hello { hive: hive.to_owned(), node: node.to_owned(), protocol: PROTOCOL, version: VERSION.to_owned() }
+        Hello {
+            hive: hive.to_owned(),
+            node: node.to_owned(),
+            protocol: PROTOCOL,
+            version: VERSION.to_owned(),
+        }
     }
 
     /// Reads the handshake's headers and holds the protocol against ours (B4).
@@ -84,7 +89,12 @@ impl Hello {
         let protocol = header(PROTOCOL_HEADER)?
             .parse()
             .map_err(|_| Failure::invalid(format!("`{PROTOCOL_HEADER}` is not a number")))?;
-        let hello = Hello { hive: header(HIVE_HEADER)?, node: header(NODE_HEADER)?, protocol, version: header(VERSION_HEADER)? };
+        let hello = Hello {
+            hive: header(HIVE_HEADER)?,
+            node: header(NODE_HEADER)?,
+            protocol,
+            version: header(VERSION_HEADER)?,
+        };
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
             return Err(Failure::new(
                 Code::VersionMismatch,

@@ -69,8 +69,9 @@ impl Request {
         read(self.inner.into_body(), limit).await
     }
 
-    /// The body as JSON. The content type is demanded: a browser can send a form across origins, but not this.
-    pub async fn json<T: DeserializeOwned>(self, limit: usize) -> Result<T, Failure> {
+    /// A body that says it is JSON, as it came. The content type is demanded: a browser can send a form across origins,
+    /// but not this.
+    pub async fn json_bytes(self, limit: usize) -> Result<Bytes, Failure> {
         let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
         let media_type = content_type.split(';').next().unwrap_or("").trim();
         if !media_type.eq_ignore_ascii_case("application/json") {
@@ -79,8 +80,11 @@ impl Request {
                 format!("send JSON with `content-type: application/json` (got `{content_type}`)"),
             ));
         }
-        let bytes = self.bytes(limit).await?;
-        parse(&bytes)
+        self.bytes(limit).await
+    }
+
+    pub async fn json<T: DeserializeOwned>(self, limit: usize) -> Result<T, Failure> {
+        parse(&self.json_bytes(limit).await?)
     }
 
     /// The request to send on: same method, given target, end-to-end headers only, the body streaming.

@@ -192,6 +192,21 @@ impl Jobs {
         H: FnOnce(Context) -> F,
         F: Future<Output = Outcome> + Send + 'static,
     {
+        self.start_as(JobId::fresh(), operation, key, handler)
+    }
+
+    /// The same under an id that somebody else gave: a job that is relayed has one on both sides.
+    pub fn start_as<H, F>(
+        &self,
+        id: JobId,
+        operation: &str,
+        key: Option<&str>,
+        handler: H,
+    ) -> Result<Arc<Job>, Failure>
+    where
+        H: FnOnce(Context) -> F,
+        F: Future<Output = Outcome> + Send + 'static,
+    {
         if self.shutdown.is_draining() {
             return Err(Failure::new(
                 Code::ShuttingDown,
@@ -200,7 +215,7 @@ impl Jobs {
         }
         let cancel = self.shutdown.token();
         let job = Arc::new(Job {
-            id: JobId::fresh(),
+            id,
             operation: operation.to_owned(),
             created_at: now_ms(),
             log: EventLog::default(),
@@ -235,6 +250,9 @@ impl Jobs {
             if let Some(existing) = table.keys.get(key).and_then(|id| table.jobs.get(id)) {
                 return Ok(Some(existing.clone()));
             }
+        }
+        if table.jobs.contains_key(&job.id) {
+            return Err(Failure::new(Code::Conflict, format!("there is a job {} already", job.id)));
         }
         let mut ended: Vec<JobId> =
             table.jobs.values().filter(|job| job.end.borrow().is_some()).map(|job| job.id).collect();

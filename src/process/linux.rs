@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(super) const ORPHANS_STAY_BELOW: bool = true;
 
 /// The running program, also after an update has replaced its file: the kernel keeps this link to the inode.
-pub(super) fn own_program() -> io::Result<PathBuf> {
+pub fn own_program() -> io::Result<PathBuf> {
     Ok(PathBuf::from("/proc/self/exe"))
 }
 

@@ -17,7 +17,7 @@ const ZOMBIE: u32 = 5;
 /// More than a Mac may run at once by default (kern.maxproc); the table is cut there.
 const PROCESSES_MAX: usize = 16_384;
 
-pub(super) fn own_program() -> io::Result<PathBuf> {
+pub fn own_program() -> io::Result<PathBuf> {
     std::env::current_exe()
 }
 

@@ -41,7 +41,7 @@ pub use adopt::adopt;
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
 pub use launch::{launch, launch_by};
-pub use platform::memory_bytes;
+pub use platform::{memory_bytes, own_program};
 pub use protocol::Exit;
 pub use record::Spec;
 pub use shim::shim_main;

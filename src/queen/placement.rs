@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 /// What a request asks for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Want {
     pub model: String,
     pub hive: Option<String>,
@@ -18,12 +18,20 @@ pub struct Want {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
-    Use { hive: String, worker_id: String },
-    Spawn { hive: String },
+    Use {
+        hive: String,
+        worker_id: String,
+    },
+    Spawn {
+        hive: String,
+    },
     /// Workers are coming up; a change of the fleet will tell.
     Loading,
     /// All slots of all workers that have the model.
-    Full { slots_total: u32, slots_busy: u32 },
+    Full {
+        slots_total: u32,
+        slots_busy: u32,
+    },
     Refuse(Failure),
 }
 
@@ -41,9 +49,8 @@ pub fn decide(want: &Want, hives: &[HiveInfo], in_flight: &InFlight) -> Decision
             && want.device.as_ref().is_none_or(|device| is_device(device, worker))
     };
     let workers: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).filter(fits).collect();
-    let busy = |worker: &WorkerInfo| {
-        worker.slots_busy.max(in_flight.get(&worker.worker_id).copied().unwrap_or(0))
-    };
+    let busy =
+        |worker: &WorkerInfo| worker.slots_busy.max(in_flight.get(&worker.worker_id).copied().unwrap_or(0));
     let serving = || workers.iter().filter(|worker| worker.state.serves());
     let free = serving().filter(|worker| busy(worker) < worker.slots_total);
     if let Some(worker) = free.min_by_key(|worker| (busy(worker), Reverse(worker.slots_total))) {
@@ -84,12 +91,14 @@ fn usable<'h>(want: &Want, hives: &'h [HiveInfo]) -> Result<Vec<&'h HiveInfo>, F
     let named = hives.iter().filter(|hive| want.hive.as_ref().is_none_or(|name| *name == hive.name));
     let usable: Vec<&HiveInfo> = named.filter(|hive| hive.state == HiveState::Online).collect();
     match &want.hive {
-        Some(name) if !hives.iter().any(|hive| hive.name == *name) => {
-            Err(Failure::new(Code::HiveNotFound, format!("no hive is called `{name}`; there are: {}", names())))
-        }
-        _ if usable.is_empty() => {
-            Err(Failure::new(Code::ShuttingDown, format!("every hive that could serve is draining: {}", names())))
-        }
+        Some(name) if !hives.iter().any(|hive| hive.name == *name) => Err(Failure::new(
+            Code::HiveNotFound,
+            format!("no hive is called `{name}`; there are: {}", names()),
+        )),
+        _ if usable.is_empty() => Err(Failure::new(
+            Code::ShuttingDown,
+            format!("every hive that could serve is draining: {}", names()),
+        )),
         _ => Ok(usable),
     }
 }
@@ -106,7 +115,11 @@ fn unknown_model(model: &str, hives: &[&HiveInfo]) -> Failure {
     let mut known: Vec<&str> = hives.iter().flat_map(|hive| &hive.models).map(String::as_str).collect();
     known.sort_unstable();
     known.dedup();
-    let known = if known.is_empty() { "there is none yet".into() } else { format!("there are: {}", known.join(", ")) };
+    let known = if known.is_empty() {
+        "there is none yet".into()
+    } else {
+        format!("there are: {}", known.join(", "))
+    };
     Failure::new(
         Code::ModelNotFound,
         format!("no node has the model `{model}`; {known}. Add one with `rbee model download REF`"),
@@ -194,7 +207,10 @@ mod tests {
         let loading = [hive("a", 9, &["m"], vec![worker("a", "w", WorkerState::Loading, 0)])];
         assert_eq!(decide(&want(), &loading, &InFlight::new()), Decision::Loading);
         let full = [hive("a", 9, &["m"], vec![worker("a", "w", WorkerState::Busy, 2)])];
-        assert_eq!(decide(&want(), &full, &InFlight::new()), Decision::Full { slots_total: 2, slots_busy: 2 });
+        assert_eq!(
+            decide(&want(), &full, &InFlight::new()),
+            Decision::Full { slots_total: 2, slots_busy: 2 }
+        );
     }
 
     #[test]

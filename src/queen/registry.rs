@@ -47,7 +47,8 @@ impl Fleet {
     /// Names a client may ask for: what is loaded or lies on a node's disk.
     pub fn models(&self) -> Vec<String> {
         let on_disk = self.hives.values().flat_map(|hive| hive.info.models.iter().cloned());
-        let mut models: Vec<String> = self.workers().map(|worker| worker.model.clone()).chain(on_disk).collect();
+        let mut models: Vec<String> =
+            self.workers().map(|worker| worker.model.clone()).chain(on_disk).collect();
         models.sort_unstable();
         models.dedup();
         models
@@ -120,7 +121,10 @@ impl Registry {
         match fleet.hives.get(&hello.hive) {
             Some(hive) if hive.node != hello.node && !hive.caller.is_closed() => Err(Failure::new(
                 Code::Conflict,
-                format!("another machine is already called `{}`: give this one a name with --name", hello.hive),
+                format!(
+                    "another machine is already called `{}`: give this one a name with --name",
+                    hello.hive
+                ),
             )),
             None if fleet.hives.len() >= HIVES_MAX => {
                 Err(Failure::new(Code::TooManyRequests, format!("this queen already has {HIVES_MAX} hives")))
@@ -156,19 +160,25 @@ impl Registry {
         link
     }
 
-    async fn listen(&self, hello: &Hello, caller: Caller, link: u64) -> Result<std::convert::Infallible, LinkLost> {
+    async fn listen(
+        &self,
+        hello: &Hello,
+        caller: Caller,
+        link: u64,
+    ) -> Result<std::convert::Infallible, LinkLost> {
         let ask = client::get("/v1/telemetry").map_err(|e| LinkLost::Ask(e.into()))?;
         let answer = caller.send(ask).await.map_err(LinkLost::Ask)?;
         if !answer.status().is_success() {
             let status = answer.status().as_u16();
-            let body = request::read(answer.into_body(), request::CONTROL_BYTES_MAX).await.unwrap_or_default();
+            let body =
+                request::read(answer.into_body(), request::CONTROL_BYTES_MAX).await.unwrap_or_default();
             return Err(LinkLost::Refused(Failure::from_body(status, &body)));
         }
         let mut body = answer.into_body();
         let mut decoder = Decoder::default();
         loop {
             while let Some(frame) = decoder.next_frame()? {
-                let Frame::V1(telemetry) = frame else { continue };
+                let Frame::V1(telemetry) = frame;
                 self.apply(hello, &caller, link, telemetry)?;
             }
             let frame = tokio::time::timeout(TELEMETRY_SILENCE_MAX, body.frame()).await;
@@ -184,7 +194,13 @@ impl Registry {
         }
     }
 
-    fn apply(&self, hello: &Hello, caller: &Caller, link: u64, telemetry: TelemetryV1) -> Result<(), LinkLost> {
+    fn apply(
+        &self,
+        hello: &Hello,
+        caller: &Caller,
+        link: u64,
+        telemetry: TelemetryV1,
+    ) -> Result<(), LinkLost> {
         let mut outcome = Ok(());
         self.fleet.send_if_modified(|fleet| {
             if let TelemetryV1::Full(full) = telemetry {

@@ -1,0 +1,222 @@
+//! What every long-running role does at its start: leave the terminal, take its lock, bind its addresses, say that it is
+//! ready. Each refusal says what to do about it.
+
+use crate::config::Settings;
+use crate::shutdown::Shutdown;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use tokio::net::TcpListener;
+
+/// Connections the kernel keeps for us before they are accepted.
+const BACKLOG: i32 = 1_024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("opening the lock `{}`", path.display())]
+    OpenLock { path: PathBuf, source: std::io::Error },
+    #[error(
+        "another {role}{holder} already runs on this state directory (`{}`); stop it, or give this one its own with --state-dir DIR",
+        path.display()
+    )]
+    Locked { role: &'static str, holder: String, path: PathBuf },
+    #[error("{address} is in use{by}; choose another with --listen HOST:PORT")]
+    PortInUse { address: SocketAddr, by: String },
+    #[error("listening on {address}; choose another with --listen HOST:PORT")]
+    Bind { address: SocketAddr, source: std::io::Error },
+    #[error("`{0}` is not an address to listen on: give HOST:PORT with a host of this machine")]
+    BadAddress(String),
+    #[error(transparent)]
+    OpenToTheNetwork(#[from] crate::http::auth::OpenToTheNetwork),
+    #[error("leaving the terminal's session")]
+    Detach(#[source] std::io::Error),
+    #[error("reading the key's file `{}`", path.display())]
+    KeyFile { path: PathBuf, source: std::io::Error },
+    #[error("the key's file `{}` is empty", path.display())]
+    EmptyKey { path: PathBuf },
+    #[error("the descriptor of --{flag}, which another rbee passes on")]
+    Descriptor { flag: &'static str, source: std::io::Error },
+}
+
+/// One daemon of a role on one state directory. The kernel lets go of it whatever happens to the process; the pid inside is
+/// for messages only.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    pub fn take(path: &Path, role: &'static str) -> Result<Self, DaemonError> {
+        let opening = |source| DaemonError::OpenLock { path: path.to_owned(), source };
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(opening)?;
+        let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        if let Err(error) = rustix::fs::flock(file.as_fd(), exclusively) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(opening(error.into()));
+            }
+            let mut holder = String::new();
+            // Only a courtesy: an unreadable pid leaves the message without one.
+            let _ = file.take(32).read_to_string(&mut holder);
+            let holder =
+                if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) };
+            let directory = path.parent().unwrap_or(path).to_owned();
+            return Err(DaemonError::Locked { role, holder, path: directory });
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(opening)?;
+        writeln!(file, "{}", std::process::id()).map_err(opening)?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Whether a daemon of a role runs on a state directory.
+pub fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(file.as_fd(), exclusively) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+/// The key that is asked of clients and shown to servers: from the flag, or the first line of the key's file.
+pub fn api_key(settings: &Settings) -> Result<Option<String>, DaemonError> {
+    if let Some(key) = settings.text("api-key") {
+        return Ok(Some(key.to_owned()));
+    }
+    let Some(path) = settings.path("api-key-file") else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DaemonError::KeyFile { path: path.to_owned(), source })?;
+    match text.lines().next().map(str::trim) {
+        Some(key) if !key.is_empty() => Ok(Some(key.to_owned())),
+        _ => Err(DaemonError::EmptyKey { path: path.to_owned() }),
+    }
+}
+
+/// Where a starter waits for the word that we are ready (s6's way): one line, then it is closed.
+#[derive(Debug)]
+pub struct Notify(Option<File>);
+
+impl Notify {
+    pub fn of(settings: &Settings) -> Result<Self, DaemonError> {
+        Ok(Notify(inherited(settings, "notify-fd")?.map(File::from)))
+    }
+
+    pub fn ready(&mut self) {
+        if let Some(mut file) = self.0.take()
+            && let Err(error) = file.write_all(READY)
+        {
+            tracing::debug!(%error, "the one who started us has not waited");
+        }
+    }
+}
+
+/// The word of readiness.
+pub const READY: &[u8] = b"ready\n";
+
+/// Ends everything at once when the other end of an inherited pipe closes: the one we work for has gone, perhaps by
+/// kill -9.
+pub fn end_with_lease(settings: &Settings, shutdown: &Shutdown) -> Result<(), DaemonError> {
+    let Some(pipe) = inherited(settings, "lease-fd")? else { return Ok(()) };
+    let failed = |source| DaemonError::Descriptor { flag: "lease-fd", source };
+    let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(failed)?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let mut nothing = [0];
+        // Nothing is ever sent: whatever comes back, the other end is closed.
+        let _ = tokio::io::AsyncReadExt::read(&mut pipe, &mut nothing).await;
+        tracing::info!("the lease was closed; stopping");
+        shutdown.stop();
+    });
+    Ok(())
+}
+
+fn inherited(settings: &Settings, flag: &'static str) -> Result<Option<OwnedFd>, DaemonError> {
+    let Some(number) = settings.number::<i32>(flag) else { return Ok(None) };
+    let pipe = crate::process::inherited_pipe(number);
+    pipe.map(Some).map_err(|source| DaemonError::Descriptor { flag, source })
+}
+
+/// Listens, and says who is there already if the port is taken.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    let failed = |source: std::io::Error| {
+        if source.kind() == std::io::ErrorKind::AddrInUse {
+            return DaemonError::PortInUse { address, by: holder_of(address.port()).unwrap_or_default() };
+        }
+        DaemonError::Bind { address, source }
+    };
+    let domain = if address.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+    let socket =
+        socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP)).map_err(failed)?;
+    // Without it a restart would have to wait for the last life's connections to be forgotten.
+    socket.set_reuse_address(true).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(BACKLOG).map_err(failed)?;
+    TcpListener::from_std(socket.into()).map_err(failed)
+}
+
+/// The process that listens on a port, as far as this user may see: ` by NAME (pid N)`.
+fn holder_of(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let text = std::fs::read_to_string(table).ok()?;
+        text.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let local = fields.get(1)?.rsplit_once(':')?.1;
+            const LISTEN: &str = "0A";
+            let is_ours = u16::from_str_radix(local, 16) == Ok(port) && fields.get(3) == Some(&LISTEN);
+            is_ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]"))).flatten()
+        })
+    })?;
+    let processes = std::fs::read_dir("/proc").ok()?;
+    for process in processes.flatten() {
+        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let holds = |fd: std::fs::DirEntry| {
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == inode.as_str())
+        };
+        if open.flatten().any(holds) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!(" by {} (pid {})", name.trim(), process.file_name().to_string_lossy()));
+        }
+    }
+    None
+}
+
+/// Leaves the terminal's session, so that its hang-up and Ctrl-C are not for us.
+pub fn detach() -> Result<(), DaemonError> {
+    match rustix::process::setsid() {
+        // Already the leader of a session or group: nothing to leave.
+        Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
+        Err(error) => Err(DaemonError::Detach(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_one_state_directory_is_refused_and_told_by_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queen.lock");
+        let first = Lock::take(&path, "queen").unwrap();
+        let refused = Lock::take(&path, "queen").unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(first);
+        Lock::take(&path, "queen").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_says_by_what_and_names_the_flag() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refused = bind(first.local_addr().unwrap()).unwrap_err().to_string();
+        assert!(refused.contains("--listen"), "{refused}");
+        if cfg!(target_os = "linux") {
+            assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        }
+    }
+}

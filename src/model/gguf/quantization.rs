@@ -1,0 +1,55 @@
+//! What a file's quantisation is called.
+
+use super::tensors::Tensors;
+
+/// llama.cpp's names by `general.file_type`; the gaps are types it has removed.
+const NAMES: [(u32, &str); 36] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (19, "IQ2_XXS"),
+    (20, "IQ2_XS"),
+    (21, "Q2_K_S"),
+    (22, "IQ3_XS"),
+    (23, "IQ3_XXS"),
+    (24, "IQ1_S"),
+    (25, "IQ4_NL"),
+    (26, "IQ3_S"),
+    (27, "IQ3_M"),
+    (28, "IQ2_S"),
+    (29, "IQ2_M"),
+    (30, "IQ4_XS"),
+    (31, "IQ1_M"),
+    (32, "BF16"),
+    (36, "TQ1_0"),
+    (37, "TQ2_0"),
+    (38, "MXFP4"),
+    (39, "NVFP4"),
+    (40, "Q1_0"),
+    (41, "Q2_0"),
+];
+/// Set by llama.cpp on types it guessed itself.
+const GUESSED: u32 = 1024;
+
+/// By the file's own word, else by the type that most elements have.
+pub(super) fn name(file_type: Option<u32>, tensors: &Tensors) -> String {
+    let told = file_type.and_then(|code| NAMES.iter().find(|(known, _)| *known == code & !GUESSED));
+    if let Some((_, name)) = told {
+        return (*name).to_owned();
+    }
+    let majority = tensors.elements_by_type.iter().max_by_key(|(name, elements)| (**elements, **name));
+    majority.map_or("unknown", |(name, _)| name).to_owned()
+}

@@ -1,0 +1,138 @@
+//! OpenAI's routes at the queen. Of a request only the model's name is read, and the body goes on as it came; of an
+//! answer nothing is read, only pieces counted, so that a worker that dies mid-stream can be told of with a number.
+
+use crate::http::{Request, Response, relay, reply, request};
+use crate::queen::Queen;
+use crate::queen::dispatch::Answer;
+use crate::queen::placement::Want;
+use crate::wire::openai::ModelList;
+use crate::wire::{Code, Failure};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+
+/// What decides where a request runs; everything else is the worker's to read.
+#[derive(Debug, Deserialize)]
+struct Head {
+    #[serde(default)]
+    model: Option<String>,
+    #[serde(default)]
+    stream: bool,
+}
+
+/// POST /v1/chat/completions and /v1/completions.
+pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Response, Failure> {
+    let id = incoming.id.clone();
+    let body = incoming.json_bytes(request::BODY_BYTES_MAX).await?;
+    let head: Head = request::parse(&body)?;
+    queen.settled().await;
+    let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
+    let Answer { response, slot } = queen.dispatcher.send(&want, path, body, &id, &|_| {}).await?;
+    let watcher = Stream {
+        id,
+        worker_id: slot.worker_id.clone(),
+        is_stream: head.stream,
+        pieces: 0,
+        at_line_start: true,
+    };
+    Ok(relay::relay(response, watcher, slot))
+}
+
+/// GET /v1/models: what is loaded or can be, without a download.
+pub fn models(queen: &Queen) -> Response {
+    reply::json(&ModelList::of(queen.registry.fleet().models()))
+}
+
+/// GET /v1/models/{id}.
+pub fn model(queen: &Queen, id: &str) -> Result<Response, Failure> {
+    let known = queen.registry.fleet().models();
+    if !known.iter().any(|model| model == id) {
+        return Err(Failure::new(
+            Code::ModelNotFound,
+            format!("no node has the model `{id}`; there are: {}", known.join(", ")),
+        ));
+    }
+    let list = ModelList::of([id.to_owned()]);
+    Ok(reply::json(&list.data[0]))
+}
+
+/// Counts the events of a stream, and ends a broken one with an error event in place of [DONE].
+struct Stream {
+    id: String,
+    worker_id: String,
+    is_stream: bool,
+    pieces: u64,
+    at_line_start: bool,
+}
+
+impl relay::Watcher for Stream {
+    fn piece(&mut self, bytes: &Bytes) {
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.at_line_start && line.starts_with(b"data:") {
+                self.pieces += 1;
+            }
+            self.at_line_start = line.ends_with(b"\n");
+        }
+    }
+
+    fn broken(&mut self, error: &reply::BoxError) -> Option<Bytes> {
+        tracing::warn!(worker = self.worker_id, pieces = self.pieces, %error, "a worker was lost in the middle of an answer");
+        if !self.is_stream {
+            return None;
+        }
+        // The first chunk carries the role and no token.
+        let tokens = self.pieces.saturating_sub(1);
+        let failure = Failure::new(
+            Code::WorkerLost,
+            format!("worker {} was lost after {tokens} tokens; the answer is incomplete", self.worker_id),
+        )
+        .with(json!({"tokens": tokens, "worker_id": self.worker_id}));
+        // Whatever line was cut in the middle is closed first.
+        let separator = if self.at_line_start { "" } else { "\n\n" };
+        Some(Bytes::from(format!("{separator}data: {}\n\n", failure.body(&self.id))))
+    }
+}
+
+impl Queen {
+    /// The model a request names; where it names none and there is just one, that one.
+    fn model_asked_for(&self, named: Option<String>) -> Result<String, Failure> {
+        if let Some(model) = named.filter(|model| !model.is_empty()) {
+            return Ok(model);
+        }
+        let mut known = self.registry.fleet().models();
+        match (known.pop(), known.is_empty()) {
+            (Some(only), true) => Ok(only),
+            _ => Err(Failure::invalid("name a `model`; GET /v1/models lists them")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::relay::Watcher;
+
+    fn stream() -> Stream {
+        Stream { id: "r".into(), worker_id: "w".into(), is_stream: true, pieces: 0, at_line_start: true }
+    }
+
+    #[test]
+    fn tokens_are_counted_over_any_cut_and_a_broken_stream_never_ends_in_done() {
+        let whole = b"data: {\"role\":1}\n\ndata: {\"data:\":2}\n\n: alive\n\ndata: {\"cut";
+        for cut in 0..=whole.len() {
+            let mut watcher = stream();
+            watcher.piece(&Bytes::copy_from_slice(&whole[..cut]));
+            watcher.piece(&Bytes::copy_from_slice(&whole[cut..]));
+            assert_eq!(watcher.pieces, 3, "cut at {cut}");
+            let last = String::from_utf8(watcher.broken(&"gone".into()).unwrap().to_vec()).unwrap();
+            assert!(last.starts_with("\n\ndata: {\"error\""), "{last}");
+            assert!(last.contains("WORKER_LOST") && !last.contains("[DONE]"));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_no_stream_is_cut_off() {
+        let mut watcher = Stream { is_stream: false, ..stream() };
+        assert!(watcher.broken(&"gone".into()).is_none());
+    }
+}

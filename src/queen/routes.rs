@@ -1,0 +1,239 @@
+//! The queen's routes (contract/http.md, Queen).
+
+use crate::http::link::Hello;
+use crate::http::router::{self, Params, Route};
+use crate::http::server::Service;
+use crate::http::{Request, Response, link, relay, reply, request};
+use crate::job::{self, Outcome, routes as jobs};
+use crate::queen::{Queen, hive_job, infer, openai};
+use crate::wire::fleet::{Health, Info};
+use crate::wire::operation::{HiveOperation, QueenOperation};
+use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    Health,
+    Info,
+    CreateJob,
+    Job(jobs::Endpoint),
+    ChatCompletions,
+    Completions,
+    Models,
+    Model,
+    Hives,
+    Hive,
+    HiveRelay,
+    Workers,
+    Worker,
+    Link,
+}
+
+const fn route(method: &'static str, path: &'static str, to: Endpoint) -> Route<Endpoint> {
+    Route { method, path, to }
+}
+
+const JOBS: [Route<Endpoint>; 5] = jobs::table(
+    Endpoint::Job(jobs::Endpoint::List),
+    Endpoint::Job(jobs::Endpoint::Get),
+    Endpoint::Job(jobs::Endpoint::Stream),
+    Endpoint::Job(jobs::Endpoint::Cancel),
+);
+
+pub const TABLE: &[Route<Endpoint>] = &[
+    route("GET", "/health", Endpoint::Health),
+    route("GET", "/v1/health", Endpoint::Health),
+    route("GET", "/v1/info", Endpoint::Info),
+    route("POST", "/v1/jobs", Endpoint::CreateJob),
+    Route { ..JOBS[0] },
+    Route { ..JOBS[1] },
+    Route { ..JOBS[2] },
+    Route { ..JOBS[3] },
+    Route { ..JOBS[4] },
+    route("POST", "/v1/chat/completions", Endpoint::ChatCompletions),
+    route("POST", "/openai/v1/chat/completions", Endpoint::ChatCompletions),
+    route("POST", "/v1/completions", Endpoint::Completions),
+    route("POST", "/openai/v1/completions", Endpoint::Completions),
+    route("GET", "/v1/models", Endpoint::Models),
+    route("GET", "/openai/v1/models", Endpoint::Models),
+    route("GET", "/v1/models/{id*}", Endpoint::Model),
+    route("GET", "/openai/v1/models/{id*}", Endpoint::Model),
+    route("GET", "/v1/hives", Endpoint::Hives),
+    route("GET", "/v1/hives/{name}", Endpoint::Hive),
+    route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
+    route("GET", "/v1/workers", Endpoint::Workers),
+    route("GET", "/v1/workers/{id}", Endpoint::Worker),
+    route("GET", "/v1/link", Endpoint::Link),
+];
+
+/// The service behind the queen's listeners.
+#[derive(Debug, Clone)]
+pub struct Routes(pub Arc<Queen>);
+
+impl Service for Routes {
+    async fn call(&self, request: Request) -> Result<Response, Failure> {
+        let (endpoint, params) = router::find(TABLE, request.method().as_str(), request.path())?;
+        self.0.answer(endpoint, &params, request).await
+    }
+}
+
+impl Queen {
+    async fn answer(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        params: &Params,
+        request: Request,
+    ) -> Result<Response, Failure> {
+        match endpoint {
+            Endpoint::Health => Ok(reply::json(&Health {
+                status: "ok".into(),
+                version: VERSION.into(),
+                api_version: API_VERSION.into(),
+            })),
+            Endpoint::Info => Ok(reply::json(&self.info())),
+            Endpoint::CreateJob => self.create_job(request).await,
+            Endpoint::Job(endpoint) => jobs::serve(&self.jobs, endpoint, params, &request).await,
+            Endpoint::ChatCompletions => openai::complete(self, "/v1/chat/completions", request).await,
+            Endpoint::Completions => openai::complete(self, "/v1/completions", request).await,
+            Endpoint::Models => Ok(openai::models(self)),
+            Endpoint::Model => openai::model(self, &request::percent_decode(params.get(0))),
+            Endpoint::Hives => Ok(reply::json(&json!({ "hives": self.registry.fleet().infos() }))),
+            Endpoint::Hive => Ok(reply::json(&self.registry.hive(params.get(0))?.info)),
+            Endpoint::HiveRelay => self.relay(params, request).await,
+            Endpoint::Workers => {
+                let fleet = self.registry.fleet();
+                Ok(reply::json(&json!({ "workers": fleet.workers().collect::<Vec<_>>() })))
+            }
+            Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
+            Endpoint::Link => self.link(request),
+        }
+    }
+
+    fn info(&self) -> Info {
+        Info {
+            role: "queen".into(),
+            name: self.options.name.clone(),
+            base_url: self.options.base_url.clone(),
+            version: VERSION.into(),
+            protocol: PROTOCOL,
+            features: vec!["openai".into(), "jobs".into(), "link".into()],
+            build: env!("RBEE_COMMIT").into(),
+            pid: std::process::id(),
+            started_at: self.started_at,
+        }
+    }
+
+    fn worker(&self, id: &str) -> Result<crate::wire::fleet::WorkerInfo, Failure> {
+        let fleet = self.registry.fleet();
+        fleet.workers().find(|worker| worker.worker_id == id).cloned().ok_or_else(|| {
+            Failure::new(Code::WorkerNotFound, format!("no worker {id} is running; see `rbee workers list`"))
+        })
+    }
+
+    /// A hive's own route, over its link.
+    async fn relay(&self, params: &Params, request: Request) -> Result<Response, Failure> {
+        let hive = self.registry.hive(params.get(0))?;
+        let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+        let path = format!("/{}{query}", params.get(1));
+        let name = hive.info.name;
+        let answer = hive.caller.send(request.forward(&path)?).await.map_err(|error| {
+            Failure::new(
+                Code::HiveLost,
+                format!("the hive {name} was lost: {}", crate::wire::failure::chain(&error)),
+            )
+        })?;
+        Ok(relay::relay(answer, relay::Unwatched, ()))
+    }
+
+    fn link(self: &Arc<Self>, mut request: Request) -> Result<Response, Failure> {
+        let hello = Hello::read(&request)?;
+        self.registry.admit(&hello)?;
+        let upgraded = hyper::upgrade::on(&mut request.inner);
+        let queen = self.clone();
+        self.shutdown.spawn(async move {
+            tokio::select! {
+                upgraded = upgraded => match upgraded {
+                    Ok(io) => queen.attach(hello, io).await,
+                    Err(error) => tracing::debug!(%error, "a link was not turned round"),
+                },
+                () = queen.shutdown.stopped() => {}
+            }
+        });
+        Ok(link::accepted())
+    }
+
+    async fn create_job(self: &Arc<Self>, request: Request) -> Result<Response, Failure> {
+        let key = request.header("idempotency-key").map(str::to_owned);
+        let body: Value = request.json(request::CONTROL_BYTES_MAX).await?;
+        let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
+        let is_hives = HiveOperation::NAMES.contains(&name.as_str());
+        if is_hives && (hive_id.is_some() || !QueenOperation::NAMES.contains(&name.as_str())) {
+            let operation: HiveOperation = read_operation(body)?;
+            self.settled().await;
+            let hive = self.hive_for_operation(hive_id)?;
+            let registry = self.registry.clone();
+            let job = self.jobs.start(operation.name(), key.as_deref(), |context| {
+                hive_job::relay(registry, hive, operation, context)
+            })?;
+            return Ok(jobs::accepted(&job));
+        }
+        if !QueenOperation::NAMES.contains(&name.as_str()) {
+            let known = [QueenOperation::NAMES, HiveOperation::NAMES].concat().join(", ");
+            return Err(Failure::invalid(format!("`{name}` is no operation; there are: {known}")));
+        }
+        let operation: QueenOperation = read_operation(body)?;
+        let queen = self.clone();
+        let job =
+            self.jobs.start(operation.name(), key.as_deref(), |context| queen.run(operation, context))?;
+        Ok(jobs::accepted(&job))
+    }
+
+    /// A hive operation goes to the hive it names, else to the only one.
+    fn hive_for_operation(&self, named: Option<String>) -> Result<String, Failure> {
+        if let Some(name) = named {
+            return self.registry.hive(&name).map(|hive| hive.info.name);
+        }
+        let fleet = self.registry.fleet();
+        let mut hives = fleet.hives.values();
+        match (hives.next(), hives.next()) {
+            (Some(only), None) => Ok(only.info.name.clone()),
+            (None, _) => Err(Failure::new(
+                Code::HiveNotFound,
+                "no hive is connected to this queen; start one with `rbee hive serve --queen URL`",
+            )),
+            _ => {
+                let names: Vec<&str> = fleet.hives.keys().map(String::as_str).collect();
+                Err(Failure::invalid(format!("say which hive: {}", names.join(", "))))
+            }
+        }
+    }
+
+    async fn run(self: Arc<Self>, operation: QueenOperation, context: job::Context) -> Outcome {
+        let fleet = self.registry.fleet();
+        match operation {
+            QueenOperation::Infer(operation) => infer::infer(self, context, *operation).await,
+            QueenOperation::ActiveWorkerList => {
+                Outcome::Done(json!({ "workers": fleet.workers().collect::<Vec<_>>() }))
+            }
+            QueenOperation::ActiveWorkerGet { worker_id } => {
+                self.worker(&worker_id).map(|worker| json!(worker)).into()
+            }
+            QueenOperation::HiveList => Outcome::Done(json!({ "hives": fleet.infos() })),
+            QueenOperation::HiveGet { name } => self.registry.hive(&name).map(|hive| json!(hive.info)).into(),
+            QueenOperation::Status => Outcome::Done(json!({
+                "queen": self.info(),
+                "hives": fleet.infos(),
+                "queued": self.dispatcher.queued(),
+                "jobs": self.jobs.list(),
+            })),
+            QueenOperation::QueenCheck => Outcome::Done(json!({"ok": true, "version": VERSION})),
+        }
+    }
+}
+
+fn read_operation<T: serde::de::DeserializeOwned>(body: Value) -> Result<T, Failure> {
+    serde_json::from_value(body)
+        .map_err(|error| Failure::invalid(format!("the operation does not read: {error}")))
+}
