@@ -35,6 +35,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exit;
+pub mod hive;
 pub mod http;
 pub mod job;
 pub mod keeper;
