@@ -57,22 +57,36 @@ pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Res
     }
     let line = format!(
         "{} {} at {}  rbee {} (protocol {})  pid {}  up {}\n",
-        info.role, info.name, info.base_url, info.version, info.protocol, info.pid, ago(info.started_at)
+        info.role,
+        info.name,
+        info.base_url,
+        info.version,
+        info.protocol,
+        info.pid,
+        ago(info.started_at)
     );
     render.answer(&line).map_err(writing)
 }
 
 /// Stops the daemon of this machine and state directory: found by its lock, not by a name in a process list.
 pub async fn stop(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
-    let dirs = Dirs::of_process(settings.path("state-dir")).map_err(|error| KeeperError::local("finding its state", error))?;
+    let dirs = Dirs::of_process(settings.path("state-dir"))
+        .map_err(|error| KeeperError::local("finding its state", error))?;
     let lock = dirs.lock(daemon.role);
     if !crate::daemon::is_locked(&lock) {
-        return Err(Failure::new(Code::NotFound, format!("no {} runs on {}", daemon.role, dirs.state.display())).into());
+        return Err(Failure::new(
+            Code::NotFound,
+            format!("no {} runs on {}", daemon.role, dirs.state.display()),
+        )
+        .into());
     }
-    let text = std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
+    let text =
+        std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
     let pid = text.trim().parse::<i32>().ok().and_then(Pid::from_raw);
     let Some(pid) = pid else {
-        return Err(Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into());
+        return Err(
+            Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into()
+        );
     };
     rustix::process::kill_process(pid, Signal::TERM)
         .map_err(|error| KeeperError::local(format!("stopping pid {}", pid.as_raw_nonzero()), error))?;
