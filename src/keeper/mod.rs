@@ -101,7 +101,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
-        Action::Links => links::run(settings).map_err(|error| KeeperError::local("links", error)),
+        Action::Links => links::links(settings, render),
         // Daemons, the worker, the shim, help and version are main's.
         Action::Serve
         | Action::QueenServe
