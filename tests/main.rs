@@ -3,4 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
 mod cli;
+mod inference;
+mod support;
 mod tidy;
