@@ -4,5 +4,6 @@
 
 mod cli;
 mod processes;
+mod inference;
 mod support;
 mod tidy;
