@@ -422,9 +422,7 @@ async fn a_cancelled_package_leaves_no_process_and_no_file() {
     let recipe = with_package(&bytes, &pip);
     let cancelling = async {
         // Seen by pip's own request, so it runs.
-        while index.asked().is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        index.first_asked().await;
         cancel.cancel();
     };
     let (fetched, ()) = tokio::join!(scene.fetch_until(&recipe, &cancel), cancelling);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -39,7 +40,7 @@ pub enum Fault {
     /// Says that it is compressed.
     Gzip,
     RedirectTo(String),
-    /// Waits before every 16 KiB.
+    /// So long for every 16 KiB.
     Slow(Duration),
 }
 
@@ -60,7 +61,7 @@ impl Asked {
 struct State {
     bytes: Vec<u8>,
     script: Mutex<VecDeque<Fault>>,
-    asked: Mutex<Vec<Asked>>,
+    asked: watch::Sender<Vec<Asked>>,
     body_bytes_sent: Mutex<u64>,
 }
 
@@ -93,7 +94,7 @@ impl TestHub {
         let state = Arc::new(State {
             bytes,
             script: Mutex::new(script.into_iter().collect()),
-            asked: Mutex::default(),
+            asked: watch::Sender::default(),
             body_bytes_sent: Mutex::default(),
         });
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -123,7 +124,12 @@ impl TestHub {
     }
 
     pub fn asked(&self) -> Vec<Asked> {
-        self.state.asked.lock().unwrap().clone()
+        self.state.asked.borrow().clone()
+    }
+
+    /// Waits until somebody has asked for something.
+    pub async fn first_asked(&self) {
+        self.state.asked.subscribe().wait_for(|all| !all.is_empty()).await.unwrap();
     }
 
     /// Of bodies, over all requests.
@@ -135,7 +141,7 @@ impl TestHub {
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) -> std::io::Result<()> {
     let Some(asked) = read_head(&mut stream).await? else { return Ok(()) };
     let fault = state.script.lock().unwrap().pop_front().unwrap_or(Fault::None);
-    state.asked.lock().unwrap().push(asked.clone());
+    state.asked.send_modify(|all| all.push(asked.clone()));
     let path = format!("/{REPO}/resolve/{REVISION}/{FILE}");
     if !asked.path.split('?').next().is_some_and(|p| p.ends_with(&path)) {
         return status(&mut stream, 404, "").await;
@@ -184,9 +190,13 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) 
         Fault::CutAt(end) | Fault::StallAt(end) => end.min(body.len()),
         _ => body.len(),
     };
+    let mut pace = match fault {
+        Fault::Slow(pause) => Some(tokio::time::interval(pause)),
+        _ => None,
+    };
     for chunk in body[..end].chunks(CHUNK_BYTES) {
-        if let Fault::Slow(pause) = fault {
-            tokio::time::sleep(pause).await;
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
         }
         stream.write_all(chunk).await?;
         *state.body_bytes_sent.lock().unwrap() += chunk.len() as u64;
