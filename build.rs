@@ -1,14 +1,17 @@
-//! Puts the recipes of pkgbuilds/ into the binary.
+//! What the compiler needs beside Rust: the recipes of pkgbuilds/, the C++ chat shim, and the commit this is built from.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    println!("cargo::rustc-env=RBEE_COMMIT=unknown");
     embed_recipes(&root.join("pkgbuilds"), &out.join("recipes.rs"));
+    chat_shim();
+    commit();
 }
 
 /// Writes a table of every folder's worker.toml for src/model/recipe.rs to include.
@@ -28,4 +31,48 @@ fn embed_recipes(folder: &Path, table: &Path) {
     }
     text.push_str("];\n");
     fs::write(table, text).expect("OUT_DIR can be written");
+}
+
+/// Compiles src/worker/chat_shim.cpp against the headers of the llama.cpp that llama-cpp-sys-2 has built.
+fn chat_shim() {
+    const SHIM: &str = "src/worker/chat_shim.cpp";
+    println!("cargo::rerun-if-changed={SHIM}");
+    let llama = llama_sources();
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .opt_level(2)
+        .file(SHIM)
+        .include(llama.join("common"))
+        .include(llama.join("include"))
+        .include(llama.join("ggml/include"))
+        .include(llama.join("vendor"))
+        .compile("rbee_chat_shim");
+}
+
+/// Where llama.cpp's sources are: the sys crate tells its build folder, and cmake's cache there tells the rest.
+fn llama_sources() -> PathBuf {
+    let config =
+        env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 tells where its cmake files are");
+    let out = Path::new(&config).ancestors().nth(2).expect("OUT_DIR/lib/cmake has two parents");
+    let cache =
+        fs::read_to_string(out.join("build/CMakeCache.txt")).expect("llama-cpp-sys-2 built with cmake");
+    let home = cache.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="));
+    PathBuf::from(home.expect("every cmake cache names its home directory"))
+}
+
+/// Records the commit for `rbee version`: from git where there is one, else unknown.
+fn commit() {
+    // A path that does not exist would rerun this script, and with it the compiler, every time.
+    if Path::new(".git/HEAD").exists() {
+        println!("cargo::rerun-if-changed=.git/HEAD");
+    }
+    let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let commit = git
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .map_or_else(|| "unknown".into(), |text| text.trim().to_owned());
+    println!("cargo::rustc-env=RBEE_COMMIT={commit}");
 }

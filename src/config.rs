@@ -10,19 +10,16 @@
 //! here. Files are checked whole, whatever the command needs of them, so that a slip shows at once.
 //! Variables that start with `RBEE_` and belong to no flag are left alone: they may be another version's.
 
+mod file;
+
 use crate::cli::value::Value;
-use crate::cli::{COMMANDS, Command, Default, Flag, Parsed, global_flags, nearest};
+use crate::cli::{Command, Default, Flag, Parsed, global_flags};
+use file::{FILE_BYTES_MAX, File};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use toml::de::{DeTable, DeValue};
-
-/// A configuration file is written by hand; anything larger is the wrong file.
-pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// The table about other machines.
-const RESERVED_TABLE: &str = "hives";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -131,7 +128,7 @@ impl Settings {
     /// The same, with the environment and the files of this process.
     pub fn of_process(parsed: Parsed) -> Result<Settings, ConfigError> {
         let env = |name: &str| std::env::var_os(name);
-        let files = read_files(env)?;
+        let files = file::read_files(env)?;
         Settings::resolve(parsed, env, &files)
     }
 
@@ -286,164 +283,10 @@ fn expand_home(value: &mut Value, env: &impl Fn(&str) -> Option<OsString>) {
     }
 }
 
-/// The configuration files of this user, the strongest first. Only the one that RBEE_CONFIG names must exist.
-pub fn read_files(env: impl Fn(&str) -> Option<OsString>) -> Result<Vec<(PathBuf, String)>, ConfigError> {
-    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
-    let variable = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let named = variable("RBEE_CONFIG");
-    let user = variable("XDG_CONFIG_HOME")
-        .filter(|path| path.is_absolute())
-        .or_else(|| variable("HOME").map(|home| home.join(".config")))
-        .map(|config| config.join("rbee/config.toml"));
-    let system = Some(PathBuf::from("/etc/rbee/config.toml"));
-    let mut files = Vec::new();
-    for (path, required) in [(named, true), (user, false), (system, false)] {
-        let Some(path) = path else { continue };
-        match read_file(&path) {
-            Ok(text) => files.push((path, text)),
-            // The system's file may hold a key that only its daemons may read.
-            Err(ConfigError::Read { source, .. })
-                if !required && matches!(source.kind(), NotFound | NotADirectory | PermissionDenied) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(files)
-}
-
-fn read_file(path: &Path) -> Result<String, ConfigError> {
-    use std::io::Read;
-    let read = || {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
-    }
-    Ok(text)
-}
-
-/// One file, checked: table and key to values. Global flags are in the table "".
-struct File {
-    values: BTreeMap<(String, String), (Vec<Value>, Place)>,
-}
-
-impl File {
-    fn read(path: &Path, text: &str) -> Result<File, ConfigError> {
-        let place = |offset: usize| Place {
-            file: path.to_owned(),
-            line: 1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count(),
-        };
-        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-            at: place(error.span().map_or(0, |span| span.start)),
-            message: error.message().trim().replace('\n', ", "),
-        })?;
-        let mut values = BTreeMap::new();
-        let mut read = |section: &str, table: &DeTable<'_>| -> Result<(), ConfigError> {
-            let known = flags_of(section);
-            for (key, value) in table.iter() {
-                let at = place(key.span().start);
-                let name: &str = key.get_ref();
-                if section.is_empty() && (name == RESERVED_TABLE || sections().contains(&name)) {
-                    continue;
-                }
-                let Some(flag) = known.iter().find(|flag| flag.key() == name) else {
-                    let keys: Vec<String> = known.iter().map(|flag| flag.key()).collect();
-                    let names = keys.iter().map(String::as_str);
-                    let tables = section.is_empty().then(sections).unwrap_or_default();
-                    let nearest = nearest(name, names.chain(tables)).map(str::to_owned);
-                    return Err(ConfigError::UnknownKey { at, key: full_key(section, name), nearest });
-                };
-                let bad = |text: String, expected: String| ConfigError::BadValue {
-                    at: at.clone(),
-                    key: full_key(section, name),
-                    text,
-                    expected,
-                };
-                let texts = match value.get_ref() {
-                    DeValue::Array(items) if flag.many => items.iter().map(|item| item.get_ref()).collect(),
-                    single => vec![single],
-                };
-                let mut checked = Vec::new();
-                for value in texts {
-                    let text =
-                        scalar(value).ok_or_else(|| bad(value.type_str().into(), "a single value".into()))?;
-                    checked.push(flag.kind.check(&text).map_err(|expected| bad(text, expected.to_string()))?);
-                }
-                // A relative path means the same wherever the daemon was started.
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                for value in &mut checked {
-                    if let Value::Path(path) = value
-                        && !path.starts_with("~")
-                    {
-                        *path = folder.join(&*path);
-                    }
-                }
-                values.insert((section.to_owned(), name.to_owned()), (checked, at));
-            }
-            Ok(())
-        };
-        read("", table.get_ref())?;
-        for (key, value) in table.get_ref().iter() {
-            let name: &str = key.get_ref();
-            if !sections().contains(&name) {
-                continue;
-            }
-            let DeValue::Table(inner) = value.get_ref() else {
-                return Err(ConfigError::BadValue {
-                    at: place(key.span().start),
-                    key: name.to_owned(),
-                    text: value.get_ref().type_str().to_owned(),
-                    expected: format!("a table: write [{name}] on a line of its own"),
-                });
-            };
-            read(name, inner)?;
-        }
-        Ok(File { values })
-    }
-}
-
-fn full_key(section: &str, name: &str) -> String {
-    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
-}
-
-/// The text of a single TOML value, to be checked like a text that was typed.
-fn scalar(value: &DeValue<'_>) -> Option<String> {
-    match value {
-        DeValue::String(text) => Some(text.to_string()),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
-        }
-        DeValue::Float(number) => Some(number.as_str().to_owned()),
-        DeValue::Boolean(on) => Some(on.to_string()),
-        _ => None,
-    }
-}
-
-/// The tables a file may have.
-fn sections() -> Vec<&'static str> {
-    let mut names: Vec<&str> = COMMANDS.iter().flat_map(|command| command.sections).copied().collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-/// What a table's keys may be; "" stands for the top of the file.
-fn flags_of(section: &str) -> Vec<&'static Flag> {
-    if section.is_empty() {
-        return global_flags().to_vec();
-    }
-    // The command that speaks for the section first: its flags' kinds count.
-    let mut commands: Vec<&Command> = COMMANDS.iter().filter(|c| c.sections.contains(&section)).collect();
-    commands.sort_by_key(|command| command.sections.len());
-    commands.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Request, parse};
+    use crate::cli::{COMMANDS, Request, parse};
 
     fn resolve(line: &str, vars: &[(&str, &str)], files: &[(&str, &str)]) -> Result<Settings, ConfigError> {
         let Ok(Request::Command(parsed)) = parse(line.split(' ').map(OsString::from)) else {

@@ -1,10 +1,12 @@
 //! What every long-running role does at its start: leave the terminal, take its lock, bind its addresses, say that it is
 //! ready. Each refusal says what to do about it.
 
+use crate::config::Settings;
+use crate::shutdown::Shutdown;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 
@@ -30,6 +32,12 @@ pub enum DaemonError {
     OpenToTheNetwork(#[from] crate::http::auth::OpenToTheNetwork),
     #[error("leaving the terminal's session")]
     Detach(#[source] std::io::Error),
+    #[error("reading the key's file `{}`", path.display())]
+    KeyFile { path: PathBuf, source: std::io::Error },
+    #[error("the key's file `{}` is empty", path.display())]
+    EmptyKey { path: PathBuf },
+    #[error("the descriptor of --{flag}, which another rbee passes on")]
+    Descriptor { flag: &'static str, source: std::io::Error },
 }
 
 /// One daemon of a role on one state directory. The kernel lets go of it whatever happens to the process; the pid inside is
@@ -66,6 +74,71 @@ impl Lock {
         writeln!(file, "{}", std::process::id()).map_err(opening)?;
         Ok(Lock { _file: file })
     }
+}
+
+/// Whether a daemon of a role runs on a state directory.
+pub fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(file.as_fd(), exclusively) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+/// The key that is asked of clients and shown to servers: from the flag, or the first line of the key's file.
+pub fn api_key(settings: &Settings) -> Result<Option<String>, DaemonError> {
+    if let Some(key) = settings.text("api-key") {
+        return Ok(Some(key.to_owned()));
+    }
+    let Some(path) = settings.path("api-key-file") else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DaemonError::KeyFile { path: path.to_owned(), source })?;
+    match text.lines().next().map(str::trim) {
+        Some(key) if !key.is_empty() => Ok(Some(key.to_owned())),
+        _ => Err(DaemonError::EmptyKey { path: path.to_owned() }),
+    }
+}
+
+/// Where a starter waits for the word that we are ready (s6's way): one line, then it is closed.
+#[derive(Debug)]
+pub struct Notify(Option<File>);
+
+impl Notify {
+    pub fn of(settings: &Settings) -> Result<Self, DaemonError> {
+        Ok(Notify(inherited(settings, "notify-fd")?.map(File::from)))
+    }
+
+    pub fn ready(&mut self) {
+        if let Some(mut file) = self.0.take()
+            && let Err(error) = file.write_all(READY)
+        {
+            tracing::debug!(%error, "the one who started us has not waited");
+        }
+    }
+}
+
+/// The word of readiness.
+pub const READY: &[u8] = b"ready\n";
+
+/// Ends everything at once when the other end of an inherited pipe closes: the one we work for has gone, perhaps by
+/// kill -9.
+pub fn end_with_lease(settings: &Settings, shutdown: &Shutdown) -> Result<(), DaemonError> {
+    let Some(pipe) = inherited(settings, "lease-fd")? else { return Ok(()) };
+    let failed = |source| DaemonError::Descriptor { flag: "lease-fd", source };
+    let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(failed)?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let mut nothing = [0];
+        // Nothing is ever sent: whatever comes back, the other end is closed.
+        let _ = tokio::io::AsyncReadExt::read(&mut pipe, &mut nothing).await;
+        tracing::info!("the lease was closed; stopping");
+        shutdown.stop();
+    });
+    Ok(())
+}
+
+fn inherited(settings: &Settings, flag: &'static str) -> Result<Option<OwnedFd>, DaemonError> {
+    let Some(number) = settings.number::<i32>(flag) else { return Ok(None) };
+    let pipe = crate::process::inherited_pipe(number);
+    pipe.map(Some).map_err(|source| DaemonError::Descriptor { flag, source })
 }
 
 /// Listens, and says who is there already if the port is taken.

@@ -1,7 +1,9 @@
-//! Everything that is proved with real files, sockets and processes: one target, one module a subject.
+//! The one integration target: every test that needs the built program or more than one module.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
+#![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
+mod cli;
 mod models;
 mod statics;
 mod support;
+mod tidy;

@@ -299,7 +299,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         action: Action::Links,
         path: &["links"],
-        summary: "make symlinks that choose a role by their name: rbee-hive, rbee-queen, …",
+        summary: "make symlinks that choose a role by their name, such as rbee-hive",
         details: "Overwrites nothing but links that already lead to an rbee; --remove takes away only those that lead \
                   to this one.",
         positionals: &[required("DIR", "where to put them")],

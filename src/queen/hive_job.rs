@@ -5,7 +5,7 @@ use crate::http::link::Caller;
 use crate::http::{client, request, sse};
 use crate::job::{Context, Outcome};
 use crate::queen::registry::Registry;
-use crate::wire::job::{JobAccepted, JobCancelled, JobEvent, JobId, Receipt, Terminator};
+use crate::wire::job::{JOB_ID_HEADER, JobAccepted, JobCancelled, JobEvent, JobId, Receipt, Terminator};
 use crate::wire::operation::HiveOperation;
 use crate::wire::{Code, Failure, failure};
 use serde_json::Value;
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 /// How long a relayed job waits for its hive to come back.
 pub const REATTACH_MAX: Duration = Duration::from_secs(30);
-/// Carries the queen's id for the job, over the link only.
-pub const JOB_ID_HEADER: &str = "rbee-job-id";
 
 pub struct HiveJob {
     registry: Arc<Registry>,

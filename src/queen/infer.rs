@@ -41,6 +41,7 @@ async fn answer(queen: &Arc<Queen>, job: &Context, operation: Infer) -> Result<V
         device: operation.device.clone(),
     };
     let (path, body) = request(&operation)?;
+    queen.settled().await;
     let tell = |event| job.emit(event);
     let answer = queen.dispatcher.send(&want, path, body, &job.id().to_string(), &tell).await?;
     let status = answer.response.status();

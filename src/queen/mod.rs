@@ -16,6 +16,10 @@ use crate::wire::fleet::now_ms;
 use dispatch::{Dispatcher, Limits};
 use registry::{LinkLost, Registry};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long after the queen's start a request may wait for a first hive to dial.
+pub const JOIN_MAX: Duration = Duration::from_secs(10);
 
 pub use routes::Routes;
 
@@ -35,6 +39,7 @@ pub struct Queen {
     pub jobs: Jobs,
     options: Options,
     started_at: u64,
+    born: Instant,
     shutdown: Shutdown,
 }
 
@@ -47,8 +52,17 @@ impl Queen {
             jobs: Jobs::new(shutdown.clone()),
             options,
             started_at: now_ms(),
+            born: Instant::now(),
             shutdown,
         })
+    }
+
+    /// Right after her start her hives are still dialling: a request that comes then waits for the first of them.
+    pub async fn settled(&self) {
+        let left = JOIN_MAX.saturating_sub(self.born.elapsed());
+        let mut fleet = self.registry.watch();
+        // None in time is an answer, too: placement will say it.
+        let _ = tokio::time::timeout(left, fleet.wait_for(|fleet| !fleet.hives.is_empty())).await;
     }
 
     /// Her end of a link that has been turned round: asks for telemetry and keeps the hive registered as long as it lasts.

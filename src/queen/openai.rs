@@ -25,6 +25,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     let id = incoming.id.clone();
     let body = incoming.json_bytes(request::BODY_BYTES_MAX).await?;
     let head: Head = request::parse(&body)?;
+    queen.settled().await;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
     let Answer { response, slot } = queen.dispatcher.send(&want, path, body, &id, &|_| {}).await?;
     let watcher = Stream {

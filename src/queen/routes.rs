@@ -171,6 +171,7 @@ impl Queen {
         let is_hives = HiveOperation::NAMES.contains(&name.as_str());
         if is_hives && (hive_id.is_some() || !QueenOperation::NAMES.contains(&name.as_str())) {
             let operation: HiveOperation = read_operation(body)?;
+            self.settled().await;
             let hive = self.hive_for_operation(hive_id)?;
             let registry = self.registry.clone();
             let job = self.jobs.start(operation.name(), key.as_deref(), |context| {

@@ -6,6 +6,9 @@ use serde_json::Value;
 use std::fmt;
 use uuid::Uuid;
 
+/// Carries the queen's id for a job that she relays, over the link only: a relayed job has one id on both sides.
+pub const JOB_ID_HEADER: &str = "rbee-job-id";
+
 /// A job's name: a UUID of version 7, so that names sort by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

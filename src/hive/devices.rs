@@ -1,0 +1,201 @@
+//! What this machine can compute with. Facts come from /proc and from the vendor's own command line tool, never from a
+//! library loaded into this process: a static program cannot load a driver, and a driver's crash must not be ours.
+
+use crate::wire::fleet::{Capabilities, Device};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// How long `nvidia-smi` may take; a wedged driver makes it hang.
+const NVIDIA_SMI_MAX: Duration = Duration::from_secs(10);
+const NVIDIA_SMI_QUERY: &[&str] =
+    &["--query-gpu=index,name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"];
+/// GPUs of one node.
+const GPUS_MAX: usize = 64;
+
+/// The engine this very binary has inside.
+pub const BUILT_IN: &str = if cfg!(feature = "cuda") {
+    "cuda"
+} else if cfg!(target_os = "macos") {
+    "metal"
+} else {
+    "cpu"
+};
+
+pub async fn capabilities() -> Capabilities {
+    Capabilities {
+        devices: devices().await,
+        os: std::env::consts::OS.into(),
+        arch: std::env::consts::ARCH.into(),
+        cpu_features: cpu_features(),
+    }
+}
+
+/// The CPU first, then what GPUs there are.
+pub async fn devices() -> Vec<Device> {
+    let mut devices = vec![cpu()];
+    devices.extend(nvidia().await);
+    if cfg!(target_os = "macos") {
+        // Unified memory: the GPU's is the machine's.
+        let cpu = &devices[0];
+        devices.push(Device {
+            id: "GPU-0".into(),
+            name: cpu.name.clone(),
+            device_type: "metal".into(),
+            memory_bytes: cpu.memory_bytes,
+            memory_free_bytes: cpu.memory_free_bytes,
+            compute_capability: None,
+        });
+    }
+    devices
+}
+
+fn cpu() -> Device {
+    let (total, available) = memory();
+    Device {
+        id: "CPU-0".into(),
+        name: cpu_name(),
+        device_type: "cpu".into(),
+        memory_bytes: total,
+        memory_free_bytes: available,
+        compute_capability: None,
+    }
+}
+
+/// Total and available bytes of the machine's memory, or of the control group that limits us.
+pub fn memory() -> (u64, u64) {
+    if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
+        let (total, available) = parse_meminfo(&text);
+        return match cgroup_limit() {
+            Some((limit, used)) if limit < total => (limit, limit.saturating_sub(used).min(available)),
+            _ => (total, available),
+        };
+    }
+    let sysinfo = |name: &str| {
+        let output = std::process::Command::new("sysctl").args(["-n", name]).output().ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse::<u64>().ok()
+    };
+    let total = sysinfo("hw.memsize").unwrap_or(0);
+    let page = sysinfo("hw.pagesize").unwrap_or(4096);
+    let free = sysinfo("vm.page_free_count").unwrap_or(0) + sysinfo("vm.page_purgeable_count").unwrap_or(0);
+    // What macOS caches is given up on demand and counted nowhere we can read: half the machine is a modest guess.
+    (total, (free * page).max(total / 2))
+}
+
+fn parse_meminfo(text: &str) -> (u64, u64) {
+    let bytes = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok())
+            .map_or(0, |kib| kib << 10)
+    };
+    (bytes("MemTotal"), bytes("MemAvailable"))
+}
+
+/// Limit and use of our own cgroup (v2), where it has a limit.
+fn cgroup_limit() -> Option<(u64, u64)> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    Some((read("memory.max")?, read("memory.current")?))
+}
+
+fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    field("model name").or_else(|| field("Hardware")).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<String> {
+    macro_rules! present {
+        ($($name:tt),*) => {
+            [$(($name, std::is_x86_feature_detected!($name))),*]
+        };
+    }
+    let all = present!(
+        "sse4.2",
+        "avx",
+        "avx2",
+        "bmi2",
+        "fma",
+        "f16c",
+        "avxvnni",
+        "avx512f",
+        "avx512bw",
+        "avx512vnni",
+        "avx512bf16"
+    );
+    all.into_iter().filter(|(_, is_present)| *is_present).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Features")).unwrap_or_default();
+    line.trim_start_matches([' ', '\t', ':']).split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+async fn nvidia() -> Vec<Device> {
+    let run = tokio::process::Command::new("nvidia-smi")
+        .args(NVIDIA_SMI_QUERY)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(NVIDIA_SMI_MAX, run).await {
+        Ok(Ok(output)) if output.status.success() => parse_nvidia(&String::from_utf8_lossy(&output.stdout)),
+        // Not installed, or no such hardware: both are the usual case.
+        Ok(_) => Vec::new(),
+        Err(_) => {
+            tracing::warn!(
+                limit_s = NVIDIA_SMI_MAX.as_secs(),
+                "nvidia-smi did not answer; GPUs are left out"
+            );
+            Vec::new()
+        }
+    }
+}
+
+fn parse_nvidia(text: &str) -> Vec<Device> {
+    let device = |line: &str| {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [index, name, total, free, capability] = fields[..] else { return None };
+        let bytes = |mib: &str| mib.parse::<u64>().ok().map(|mib| mib << 20);
+        Some(Device {
+            id: format!("GPU-{}", index.parse::<u32>().ok()?),
+            name: name.to_owned(),
+            device_type: "cuda".into(),
+            memory_bytes: bytes(total)?,
+            memory_free_bytes: bytes(free)?,
+            compute_capability: Some(capability.to_owned()),
+        })
+    };
+    text.lines().filter_map(device).take(GPUS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let text = "MemTotal:       24000 kB\nMemFree:  1 kB\nMemAvailable:   12000 kB\n";
+        assert_eq!(parse_meminfo(text), (24_000 << 10, 12_000 << 10));
+        assert_eq!(parse_meminfo("nonsense"), (0, 0));
+    }
+
+    #[test]
+    fn gpus_are_read_from_the_vendors_table_and_nonsense_is_left_out() {
+        let text = "0, NVIDIA GeForce RTX 4090, 24564, 23000, 8.9\nNo devices were found\n1, NVIDIA L4, [N/A], 1, 8.9\n";
+        let devices = parse_nvidia(text);
+        assert_eq!(devices.len(), 1);
+        assert_eq!((devices[0].id.as_str(), devices[0].memory_bytes), ("GPU-0", 24_564 << 20));
+        assert_eq!(devices[0].compute_capability.as_deref(), Some("8.9"));
+    }
+}

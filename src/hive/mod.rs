@@ -1,0 +1,108 @@
+//! The hive: one a machine. It owns that machine's devices, models and worker processes, serves them on its own address and
+//! on the links it dials, and runs without a queen, too.
+
+mod devices;
+mod link;
+mod operations;
+mod preflight;
+mod routes;
+mod supervise;
+mod workers;
+
+use crate::http::client::Target;
+use crate::http::link::Hello;
+use crate::job::Jobs;
+use crate::model::Store;
+use crate::shutdown::Shutdown;
+use crate::wire::fleet::{Info, ModelInfo, now_ms};
+use crate::wire::{PROTOCOL, VERSION};
+use std::sync::Arc;
+use tokio::sync::watch;
+use workers::Workers;
+
+pub use routes::Routes;
+pub use supervise::environment as worker_environment;
+pub use workers::Settings as WorkerSettings;
+
+/// What a hive is told at its start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub name: String,
+    pub base_url: String,
+    pub queens: Vec<Target>,
+    pub workers: WorkerSettings,
+}
+
+pub struct Hive {
+    options: Options,
+    /// This machine's own id, whatever it is called.
+    node: String,
+    workers: Arc<Workers>,
+    store: Store,
+    jobs: Jobs,
+    /// Wakes telemetry when a model came or went.
+    models_changed: watch::Sender<()>,
+    started_at: u64,
+    shutdown: Shutdown,
+}
+
+impl Hive {
+    /// Takes over what an earlier hive left running, and starts dialling its queens.
+    pub async fn start(options: Options, node: String, store: Store, shutdown: Shutdown) -> Arc<Self> {
+        let workers = Workers::new(&options.name, options.workers.clone(), shutdown.clone());
+        workers.adopt().await;
+        let hive = Arc::new(Hive {
+            node,
+            workers,
+            store,
+            jobs: Jobs::new(shutdown.clone()),
+            models_changed: watch::Sender::new(()),
+            started_at: now_ms(),
+            shutdown,
+            options,
+        });
+        for queen in hive.options.queens.clone() {
+            hive.shutdown.spawn(link::keep(hive.clone(), queen));
+        }
+        hive
+    }
+
+    /// Its end of a link inside this process.
+    pub async fn serve_link(
+        self: &Arc<Self>,
+        io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    ) {
+        if let Err(error) = crate::http::link::serve(io, Routes(self.clone()), self.shutdown.clone()).await {
+            tracing::warn!(%error, "the link inside the process ended");
+        }
+    }
+
+    pub fn hello(&self) -> Hello {
+        Hello::ours(&self.options.name, &self.node)
+    }
+
+    fn info(&self) -> Info {
+        Info {
+            role: "hive".into(),
+            name: self.options.name.clone(),
+            base_url: self.options.base_url.clone(),
+            version: VERSION.into(),
+            protocol: PROTOCOL,
+            features: vec!["jobs".into(), "link".into(), devices::BUILT_IN.into()],
+            build: env!("RBEE_COMMIT").into(),
+            pid: std::process::id(),
+            started_at: self.started_at,
+        }
+    }
+
+    fn model_names(&self) -> Vec<String> {
+        self.store.list().into_iter().map(|model| model.id).collect()
+    }
+
+    /// A model with the workers that hold it.
+    fn with_users(&self, mut model: ModelInfo) -> serde_json::Value {
+        let workers = self.workers.infos().into_iter().filter(|worker| worker.model == model.id);
+        model.in_use_by = workers.map(|worker| worker.worker_id).collect();
+        serde_json::to_value(model).unwrap_or_default()
+    }
+}

@@ -1,0 +1,157 @@
+//! Before a worker is started: does the node have the engine and the device that are asked for, and does the model fit
+//! in memory (B11). Pure, so that every refusal is a test.
+
+use crate::model::gguf::{Header, TensorType};
+use crate::model::memory::{Shape, estimate};
+use crate::wire::fleet::Device;
+use crate::wire::operation::WorkerSpawn;
+use crate::wire::{Code, Failure};
+use serde_json::json;
+
+/// B11's defaults, lowered to fit.
+pub const SLOTS_DEFAULT: u32 = 4;
+pub const CTX_DEFAULT: u32 = 4_096;
+/// Less context than this serves nobody, so nothing is lowered below it.
+pub const CTX_MIN: u32 = 512;
+/// llama.cpp's micro-batch, which the compute buffers are sized for.
+const UBATCH: u32 = 512;
+
+/// A worker that fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub worker: String,
+    pub device: String,
+    pub slots: u32,
+    pub ctx: u32,
+    pub memory_bytes: u64,
+    /// What was lowered, to be told.
+    pub lowered: Option<String>,
+}
+
+/// `devices` with the memory that is free for a new worker; `built_in` the engine of this binary.
+pub fn plan(
+    want: &WorkerSpawn,
+    header: &Header,
+    devices: &[Device],
+    built_in: &str,
+) -> Result<Plan, Failure> {
+    let device = choose_device(want, devices, built_in)?;
+    let ctx_max = header.context_length.max(1);
+    if let Some(ctx) = want.ctx.filter(|ctx| *ctx > ctx_max) {
+        return Err(Failure::invalid(format!(
+            "the model was made for {ctx_max} tokens of context, not {ctx}"
+        )));
+    }
+    let wished = (want.slots.unwrap_or(SLOTS_DEFAULT), want.ctx.unwrap_or(CTX_DEFAULT).min(ctx_max));
+    let needed = |(slots, ctx)| needed_bytes(header, slots, ctx);
+    let available = device.memory_free_bytes;
+    let mut shape = wished;
+    while needed(shape) > available {
+        let (slots, ctx) = shape;
+        shape = match (want.slots, want.ctx) {
+            (None, _) if slots > 1 => (slots / 2, ctx),
+            (_, None) if ctx / 2 >= CTX_MIN => (slots, ctx / 2),
+            _ => return Err(too_big(needed(wished), needed(shape), available, &device.id, header)),
+        };
+    }
+    let (slots, ctx) = shape;
+    let lowered = (shape != wished).then(|| {
+        format!("memory is short: {slots} slots of {ctx} tokens instead of {} of {}", wished.0, wished.1)
+    });
+    Ok(Plan {
+        worker: built_in.to_owned(),
+        device: device.id.clone(),
+        slots,
+        ctx,
+        memory_bytes: needed(shape),
+        lowered,
+    })
+}
+
+fn needed_bytes(header: &Header, slots: u32, ctx: u32) -> u64 {
+    let kv = TensorType::by_name("f16").expect("every build knows f16");
+    let shape = Shape { slots, ctx_per_slot: ctx, kv_type_k: kv, kv_type_v: kv, ubatch: UBATCH };
+    estimate(header, &shape).total
+}
+
+fn choose_device<'d>(
+    want: &WorkerSpawn,
+    devices: &'d [Device],
+    built_in: &str,
+) -> Result<&'d Device, Failure> {
+    let unavailable = |message: String| Err(Failure::new(Code::BackendUnavailable, message));
+    // The word after `--worker` is an engine; the one after `--device` an engine, an id or a number of the engine's kind.
+    let kinds = ["cpu", "cuda", "metal"];
+    let asked_kind = [&want.worker, &want.device]
+        .into_iter()
+        .flatten()
+        .map(|word| word.to_ascii_lowercase())
+        .find(|word| kinds.contains(&word.as_str()));
+    if let Some(worker) =
+        want.worker.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str()))
+    {
+        return unavailable(format!(
+            "no worker `{worker}` is installed here; this hive has `{built_in}` built in"
+        ));
+    }
+    let kind = asked_kind.unwrap_or_else(|| built_in.to_owned());
+    let gpu_seen = devices.iter().any(|device| device.device_type == kind);
+    if kind != built_in {
+        let what = if kind == "cpu" || gpu_seen {
+            format!("this binary has the `{built_in}` engine inside, not `{kind}`")
+        } else {
+            format!("this node has no `{kind}` device")
+        };
+        let how = match kind.as_str() {
+            "cuda" => {
+                "; on a node with an NVIDIA card and its CUDA toolkit, build one: RUSTFLAGS=-Ctarget-feature=-crt-static cargo build --release --features cuda"
+            }
+            _ => "",
+        };
+        return unavailable(format!("{what}{how}"));
+    }
+    let of_kind: Vec<&Device> = devices.iter().filter(|device| device.device_type == kind).collect();
+    let named = want.device.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str()));
+    let chosen = match named {
+        None => of_kind.iter().max_by_key(|device| device.memory_free_bytes).copied(),
+        Some(word) => {
+            let by_number = word.parse::<usize>().ok().and_then(|index| of_kind.get(index)).copied();
+            by_number.or_else(|| devices.iter().find(|device| device.id.eq_ignore_ascii_case(word)))
+        }
+    };
+    match chosen {
+        Some(device) if device.device_type == kind => Ok(device),
+        Some(device) => unavailable(format!(
+            "{} is a `{}` device, and this binary has the `{built_in}` engine inside",
+            device.id, device.device_type
+        )),
+        None => {
+            let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+            unavailable(format!(
+                "no device `{}` here; there are: {}",
+                want.device.as_deref().unwrap_or(&kind),
+                ids.join(", ")
+            ))
+        }
+    }
+}
+
+fn too_big(wished: u64, least: u64, available: u64, device: &str, header: &Header) -> Failure {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let advice = if header.weights_bytes > available {
+        "the weights alone are larger: take a smaller quantisation or a smaller model"
+    } else {
+        "take fewer slots (--slots) or less context (--ctx), or stop another worker"
+    };
+    Failure::new(
+        Code::InsufficientMemory,
+        format!(
+            "{device} has {} MiB free, and the model needs at least {} MiB; {advice}",
+            mib(available),
+            mib(least)
+        ),
+    )
+    .with(json!({
+        "needed_bytes": wished, "needed_bytes_min": least, "available_bytes": available, "device": device,
+    }))
+}

@@ -1,0 +1,131 @@
+//! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
+
+use crate::hive::{Hive, devices, link, operations};
+use crate::http::router::{self, Params, Route};
+use crate::http::server::Service;
+use crate::http::{Peer, Request, Response, client, relay, reply, request};
+use crate::job::routes as jobs;
+use crate::wire::fleet::Health;
+use crate::wire::job::{JOB_ID_HEADER, JobId};
+use crate::wire::operation::HiveOperation;
+use crate::wire::{API_VERSION, Code, Failure, VERSION};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    Health,
+    Info,
+    CreateJob,
+    Job(jobs::Endpoint),
+    Capabilities,
+    Workers,
+    Worker,
+    WorkerRelay,
+    Telemetry,
+}
+
+const fn route(method: &'static str, path: &'static str, to: Endpoint) -> Route<Endpoint> {
+    Route { method, path, to }
+}
+
+const JOBS: [Route<Endpoint>; 5] = jobs::table(
+    Endpoint::Job(jobs::Endpoint::List),
+    Endpoint::Job(jobs::Endpoint::Get),
+    Endpoint::Job(jobs::Endpoint::Stream),
+    Endpoint::Job(jobs::Endpoint::Cancel),
+);
+
+pub const TABLE: &[Route<Endpoint>] = &[
+    route("GET", "/health", Endpoint::Health),
+    route("GET", "/v1/health", Endpoint::Health),
+    route("GET", "/v1/info", Endpoint::Info),
+    route("POST", "/v1/jobs", Endpoint::CreateJob),
+    Route { ..JOBS[0] },
+    Route { ..JOBS[1] },
+    Route { ..JOBS[2] },
+    Route { ..JOBS[3] },
+    Route { ..JOBS[4] },
+    route("GET", "/v1/capabilities", Endpoint::Capabilities),
+    route("GET", "/v1/workers", Endpoint::Workers),
+    route("GET", "/v1/workers/{id}", Endpoint::Worker),
+    route("ANY", "/v1/workers/{id}/{rest*}", Endpoint::WorkerRelay),
+    route("GET", "/v1/telemetry", Endpoint::Telemetry),
+];
+
+/// A worker's paths that take a slot.
+const GENERATING: &[&str] = &["v1/chat/completions", "v1/completions"];
+
+/// The service behind the hive's listeners and links.
+#[derive(Clone)]
+pub struct Routes(pub Arc<Hive>);
+
+impl Service for Routes {
+    async fn call(&self, request: Request) -> Result<Response, Failure> {
+        let (endpoint, params) = router::find(TABLE, request.method().as_str(), request.path())?;
+        let hive = &self.0;
+        match endpoint {
+            Endpoint::Health => Ok(reply::json(&Health {
+                status: "ok".into(),
+                version: VERSION.into(),
+                api_version: API_VERSION.into(),
+            })),
+            Endpoint::Info => Ok(reply::json(&hive.info())),
+            Endpoint::CreateJob => create_job(hive, request).await,
+            Endpoint::Job(endpoint) => jobs::serve(&hive.jobs, endpoint, &params, &request).await,
+            Endpoint::Capabilities => Ok(reply::json(&devices::capabilities().await)),
+            Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
+            Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
+            Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
+            Endpoint::Telemetry if request.peer == Peer::Link => Ok(link::telemetry(hive)),
+            Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),
+        }
+    }
+}
+
+async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Failure> {
+    let key = request.header("idempotency-key").map(str::to_owned);
+    let given = request.header(JOB_ID_HEADER).filter(|_| request.peer == Peer::Link);
+    let id = match given {
+        Some(id) => id.parse::<JobId>().map_err(|_| Failure::invalid(format!("`{id}` is no job's id")))?,
+        None => JobId::fresh(),
+    };
+    let body: Value = request.json(request::CONTROL_BYTES_MAX).await?;
+    let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !HiveOperation::NAMES.contains(&name.as_str()) {
+        return Err(Failure::invalid(format!(
+            "`{name}` is no operation of a hive; there are: {}",
+            HiveOperation::NAMES.join(", ")
+        )));
+    }
+    let operation: HiveOperation = serde_json::from_value(body)
+        .map_err(|error| Failure::invalid(format!("the operation does not read: {error}")))?;
+    let runner = hive.clone();
+    let job = hive.jobs.start_as(id, operation.name(), key.as_deref(), |context| {
+        operations::run(runner, operation, context)
+    })?;
+    Ok(crate::job::routes::accepted(&job))
+}
+
+/// A worker's own route. What generates is counted as a busy slot until its last byte has been taken over.
+async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) -> Result<Response, Failure> {
+    let (id, rest) = (params.get(0), params.get(1));
+    let worker = hive.workers.get(id)?;
+    let is_generating = GENERATING.contains(&rest);
+    if is_generating && !(worker.info.state.serves() || worker.info.state.is_coming()) {
+        return Err(Failure::new(
+            Code::ShuttingDown,
+            format!("worker {id} is {} and takes no new requests", worker.info.state.name()),
+        ));
+    }
+    let busy = is_generating.then(|| hive.workers.busy(id));
+    let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+    let forwarded = request.forward(&format!("/{rest}{query}"))?;
+    let answer = client::send(&worker.target, forwarded).await.map_err(|error| {
+        Failure::new(
+            Code::WorkerLost,
+            format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)),
+        )
+    })?;
+    Ok(relay::relay(answer, relay::Unwatched, busy))
+}

@@ -1,0 +1,373 @@
+//! This node's workers: who runs, in what state, and the verbs: spawn, stop, adopt. One cell holds what is known and
+//! publishes every change; one task a worker (`supervise`) moves it through its states.
+
+use crate::hive::supervise::{self, Phase, Stop};
+use crate::http::client::Target;
+use crate::process::{self, Tree};
+use crate::shutdown::Shutdown;
+use crate::wire::fleet::{WorkerInfo, WorkerState, now_ms};
+use crate::wire::job::{JobEvent, Receipt, Unit};
+use crate::wire::operation::WorkerSpawn;
+use crate::wire::{Code, Failure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Workers of one hive.
+pub const WORKERS_MAX: usize = 256;
+
+/// What a hive was told about its workers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Shim records and sockets.
+    pub shims: PathBuf,
+    pub run: PathBuf,
+    pub logs: PathBuf,
+    pub orphan_ttl: Duration,
+    pub idle_ttl: Duration,
+    /// What workers get of this process's environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// What the next hive needs to go on with a worker; kept by its shim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Note {
+    pub worker: WorkerInfo,
+    pub socket: PathBuf,
+    pub pinned: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Worker {
+    pub info: WorkerInfo,
+    pub target: Target,
+    /// When it was last asked something, on the clock that does not jump.
+    pub used: Instant,
+    phase: watch::Receiver<Phase>,
+    stop: mpsc::Sender<Stop>,
+    /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
+    waiting: u32,
+}
+
+pub type Table = BTreeMap<String, Worker>;
+
+#[derive(Debug)]
+pub struct Workers {
+    hive: String,
+    settings: Settings,
+    table: watch::Sender<Table>,
+    shutdown: Shutdown,
+}
+
+/// How a spawn ended for one who asked.
+#[derive(Debug)]
+pub enum Spawned {
+    Ready(Box<WorkerInfo>),
+    Cancelled(Receipt),
+}
+
+impl Workers {
+    pub fn new(hive: &str, settings: Settings, shutdown: Shutdown) -> Arc<Self> {
+        Arc::new(Workers {
+            hive: hive.to_owned(),
+            settings,
+            table: watch::Sender::new(Table::new()),
+            shutdown,
+        })
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Table> {
+        self.table.subscribe()
+    }
+
+    pub fn infos(&self) -> Vec<WorkerInfo> {
+        self.table.borrow().values().map(|worker| worker.info.clone()).collect()
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn get(&self, id: &str) -> Result<Worker, Failure> {
+        self.table.borrow().get(id).cloned().ok_or_else(|| {
+            Failure::new(
+                Code::WorkerNotFound,
+                format!("this hive runs no worker {id}; see `rbee workers list`"),
+            )
+        })
+    }
+
+    /// Memory promised to workers that have not taken it yet.
+    pub fn memory_promised(&self) -> u64 {
+        let table = self.table.borrow();
+        let coming = table.values().filter(|worker| worker.info.state.is_coming());
+        coming.map(|worker| worker.info.memory_bytes).sum()
+    }
+
+    /// A worker that already does what is wanted, or is about to.
+    pub fn matching(&self, want: &WorkerSpawn) -> Option<WorkerInfo> {
+        let table = self.table.borrow();
+        table.values().map(|worker| &worker.info).find(|info| is_match(info, want)).cloned()
+    }
+
+    /// Starts a worker as planned, or joins the one that a simultaneous request started. The caller waits with `ready`.
+    pub fn spawn(self: &Arc<Self>, want: &WorkerSpawn, plan: Planned) -> Result<String, Failure> {
+        let id = fresh_id();
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let (stop, stops) = mpsc::channel(supervise::STOPS_MAX);
+        let socket = self.settings.run.join(format!("{id}.sock"));
+        let info = WorkerInfo {
+            worker_id: id.clone(),
+            hive: self.hive.clone(),
+            state: WorkerState::Starting,
+            model: plan.model,
+            worker: plan.worker,
+            device: plan.device,
+            slots_total: plan.slots,
+            slots_busy: 0,
+            ctx: plan.ctx,
+            memory_bytes: plan.memory_bytes,
+            pid: None,
+            started_at: now_ms(),
+            last_used: now_ms(),
+            pinned: want.pin,
+            url: format!("/v1/workers/{id}"),
+        };
+        let worker = Worker {
+            info: info.clone(),
+            target: Target::unix(&socket),
+            used: Instant::now(),
+            phase: phases,
+            stop,
+            waiting: 0,
+        };
+        let mut outcome = Ok(id.clone());
+        self.table.send_if_modified(|table| {
+            // Looked for again under the lock: two requests at once share one worker.
+            if let Some(existing) = table.values().find(|worker| is_match(&worker.info, want)) {
+                outcome = Ok(existing.info.worker_id.clone());
+                return false;
+            }
+            if table.len() >= WORKERS_MAX {
+                outcome = Err(Failure::new(
+                    Code::TooManyRequests,
+                    format!("this hive already runs {WORKERS_MAX} workers"),
+                ));
+                return false;
+            }
+            table.insert(id.clone(), worker);
+            true
+        });
+        if outcome.as_ref().is_ok_and(|chosen| *chosen == id) {
+            let task = supervise::start(self.clone(), info, socket, plan.path, phase, stops);
+            self.shutdown.spawn(task);
+        }
+        outcome
+    }
+
+    /// Waits until a worker serves, telling how far it is. A cancel stops it, unless somebody else waits for it too.
+    pub async fn ready(
+        &self,
+        id: &str,
+        tell: impl Fn(JobEvent),
+        cancel: &CancellationToken,
+    ) -> Result<Spawned, Failure> {
+        let worker = self.get(id)?;
+        let _waiting = Waiting::new(self, id);
+        let mut phase = worker.phase.clone();
+        let mut told = None;
+        loop {
+            let now = phase.borrow_and_update().clone();
+            match now {
+                Phase::Ready => return Ok(Spawned::Ready(Box::new(self.get(id)?.info))),
+                Phase::Failed(failure) => return Err(failure),
+                Phase::Starting => {}
+                Phase::Loading(progress) => {
+                    let percent = (progress.clamp(0.0, 1.0) * 100.0).round() as u64;
+                    if told != Some(percent) {
+                        told = Some(percent);
+                        tell(JobEvent::Progress {
+                            task: "load".into(),
+                            label: format!("loading {}", worker.info.model),
+                            position: percent,
+                            total: Some(100),
+                            unit: Unit::Percent,
+                            rate: None,
+                        });
+                    }
+                }
+            }
+            tokio::select! {
+                changed = phase.changed() => if changed.is_err() {
+                    return Err(Failure::new(Code::WorkerLost, format!("worker {id} is gone")));
+                },
+                () = cancel.cancelled() => {
+                    if self.is_wanted_by_others(id) {
+                        return Ok(Spawned::Cancelled(Receipt::default()));
+                    }
+                    return Ok(Spawned::Cancelled(self.stop(id, Duration::ZERO).await?));
+                }
+            }
+        }
+    }
+
+    fn is_wanted_by_others(&self, id: &str) -> bool {
+        self.table.borrow().get(id).is_some_and(|worker| worker.waiting > 1)
+    }
+
+    /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back.
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<Receipt, Failure> {
+        let worker = self.get(id)?;
+        let (reply, receipt) = oneshot::channel();
+        let gone = || Failure::new(Code::WorkerNotFound, format!("worker {id} has ended"));
+        worker.stop.send(Stop { grace, reply }).await.map_err(|_| gone())?;
+        receipt.await.map_err(|_| gone())
+    }
+
+    /// Takes over what an earlier hive left running, models loaded.
+    pub async fn adopt(self: &Arc<Self>) {
+        for tree in process::adopt(&self.settings.shims).await {
+            match serde_json::from_value::<Note>(tree.note().clone()) {
+                Ok(note) => self.adopt_one(tree, note),
+                Err(error) => {
+                    tracing::warn!(id = tree.id(), %error, "a worker's note does not read; it is stopped");
+                    tree.stop(Duration::ZERO).await;
+                }
+            }
+        }
+    }
+
+    fn adopt_one(self: &Arc<Self>, tree: Tree, note: Note) {
+        let id = note.worker.worker_id.clone();
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let (stop, stops) = mpsc::channel(supervise::STOPS_MAX);
+        let info = WorkerInfo {
+            hive: self.hive.clone(),
+            state: WorkerState::Starting,
+            slots_busy: 0,
+            pid: Some(tree.pid()),
+            last_used: now_ms(),
+            ..note.worker
+        };
+        tracing::info!(worker = id, model = info.model, pid = tree.pid(), "adopting a worker");
+        let worker = Worker {
+            info,
+            target: Target::unix(&note.socket),
+            used: Instant::now(),
+            phase: phases,
+            stop,
+            waiting: 0,
+        };
+        self.table.send_modify(|table| {
+            table.insert(id.clone(), worker);
+        });
+        let task = supervise::run(self.clone(), id, tree, note.socket, phase, stops);
+        self.shutdown.spawn(task);
+    }
+
+    /// Changes a worker's facts and publishes them.
+    pub(super) fn update(&self, id: &str, change: impl FnOnce(&mut Worker)) {
+        self.table.send_if_modified(|table| match table.get_mut(id) {
+            Some(worker) => {
+                change(worker);
+                true
+            }
+            None => false,
+        });
+    }
+
+    pub(super) fn remove(&self, id: &str) {
+        self.table.send_if_modified(|table| table.remove(id).is_some());
+    }
+
+    pub(super) fn hive_shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// Counts a request at a worker for as long as the value lives.
+    pub fn busy(self: &Arc<Self>, id: &str) -> Busy {
+        self.update(id, |worker| {
+            worker.info.slots_busy += 1;
+            touch(worker);
+        });
+        Busy { workers: self.clone(), id: id.to_owned() }
+    }
+}
+
+/// What preflight decided, and for which file.
+#[derive(Debug)]
+pub struct Planned {
+    pub model: String,
+    pub path: PathBuf,
+    pub worker: String,
+    pub device: String,
+    pub slots: u32,
+    pub ctx: u32,
+    pub memory_bytes: u64,
+}
+
+/// Short enough to type; the random end of a UUID.
+fn fresh_id() -> String {
+    let uuid = uuid::Uuid::now_v7().simple().to_string();
+    format!("w{}", &uuid[uuid.len() - 10..])
+}
+
+fn is_match(info: &WorkerInfo, want: &WorkerSpawn) -> bool {
+    let is_alive = info.state.serves() || info.state.is_coming();
+    let is_device =
+        |word: &String| word.eq_ignore_ascii_case(&info.device) || word.eq_ignore_ascii_case(&info.worker);
+    is_alive
+        && info.model == want.model
+        && want.worker.as_ref().is_none_or(|worker| worker.eq_ignore_ascii_case(&info.worker))
+        && want.device.as_ref().is_none_or(is_device)
+        && want.slots.is_none_or(|slots| slots == info.slots_total)
+        && want.ctx.is_none_or(|ctx| ctx == info.ctx)
+}
+
+fn touch(worker: &mut Worker) {
+    worker.used = Instant::now();
+    worker.info.last_used = now_ms();
+    if worker.info.state.serves() {
+        worker.info.state = if worker.info.slots_busy > 0 { WorkerState::Busy } else { WorkerState::Ready };
+    }
+}
+
+/// A request at work; see [`Workers::busy`].
+#[derive(Debug)]
+pub struct Busy {
+    workers: Arc<Workers>,
+    id: String,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.workers.update(&self.id, |worker| {
+            worker.info.slots_busy = worker.info.slots_busy.saturating_sub(1);
+            touch(worker);
+        });
+    }
+}
+
+/// One spawn that waits for a worker.
+struct Waiting<'w> {
+    workers: &'w Workers,
+    id: String,
+}
+
+impl<'w> Waiting<'w> {
+    fn new(workers: &'w Workers, id: &str) -> Self {
+        workers.update(id, |worker| worker.waiting += 1);
+        Waiting { workers, id: id.to_owned() }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
+    }
+}

@@ -1,0 +1,112 @@
+//! `rbee queen|hive status|stop`: the daemons themselves.
+
+use crate::config::Settings;
+use crate::http::client::{self, Target};
+use crate::keeper::KeeperError;
+use crate::keeper::render::{Render, ago};
+use crate::keeper::server::{self, Server};
+use crate::paths::Dirs;
+use crate::shutdown::DRAIN_MAX;
+use crate::wire::fleet::Info;
+use crate::wire::{Code, Failure, HIVE_PORT};
+use rustix::process::{Pid, Signal};
+use serde_json::json;
+use std::time::Duration;
+
+/// A drain, its workers' grace, and a little.
+const STOP_MAX: Duration = DRAIN_MAX.saturating_add(Duration::from_secs(10));
+
+/// Which daemon a command is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Daemon {
+    role: &'static str,
+}
+
+pub const QUEEN: Daemon = Daemon { role: "queen" };
+pub const HIVE: Daemon = Daemon { role: "hive" };
+
+impl Daemon {
+    fn server(self, settings: &Settings) -> Result<Server, KeeperError> {
+        let key = server::api_key(settings)?;
+        let target = match (self.role, settings.text("hive")) {
+            ("queen", _) => server::queen(settings)?,
+            (_, Some(address)) if address.contains(':') => Target::parse(address)?.with_key(key.as_deref()),
+            _ => Target::parse(&format!("127.0.0.1:{HIVE_PORT}"))?.with_key(key.as_deref()),
+        };
+        Ok(Server { target, is_hive: self.role == "hive", hive_id: None })
+    }
+}
+
+pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
+    let server = daemon.server(settings)?;
+    let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
+    let info = client::ask::<Info>(&server.target, client::get("/v1/info")?).await;
+    let info = match info {
+        Ok(info) => info,
+        Err(client::AskError::Refused(failure)) => return Err(failure.into()),
+        Err(client::AskError::Client(error)) => {
+            if render.is_json() {
+                render.value(&json!({"role": daemon.role, "status": "down"})).map_err(writing)?;
+                return Err(KeeperError::Down);
+            }
+            return Err(server.unreachable(Some(error)));
+        }
+    };
+    if render.is_json() {
+        return render.value(&json!(info)).map_err(writing);
+    }
+    let line = format!(
+        "{} {} at {}  rbee {} (protocol {})  pid {}  up {}\n",
+        info.role,
+        info.name,
+        info.base_url,
+        info.version,
+        info.protocol,
+        info.pid,
+        ago(info.started_at)
+    );
+    render.answer(&line).map_err(writing)
+}
+
+/// Stops the daemon of this machine and state directory: found by its lock, not by a name in a process list.
+pub async fn stop(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
+    let dirs = Dirs::of_process(settings.path("state-dir"))
+        .map_err(|error| KeeperError::local("finding its state", error))?;
+    let lock = dirs.lock(daemon.role);
+    if !crate::daemon::is_locked(&lock) {
+        return Err(Failure::new(
+            Code::NotFound,
+            format!("no {} runs on {}", daemon.role, dirs.state.display()),
+        )
+        .into());
+    }
+    let text =
+        std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
+    let pid = text.trim().parse::<i32>().ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else {
+        return Err(
+            Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into()
+        );
+    };
+    rustix::process::kill_process(pid, Signal::TERM)
+        .map_err(|error| KeeperError::local(format!("stopping pid {}", pid.as_raw_nonzero()), error))?;
+    render.say(&format!("stopping the {} (pid {})", daemon.role, pid.as_raw_nonzero()));
+    // The lock is let go by the kernel with the process: waiting for it is waiting for the end.
+    let gone = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(lock)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).map_err(std::io::Error::from)
+    });
+    match tokio::time::timeout(STOP_MAX, gone).await {
+        Ok(Ok(Ok(()))) => {
+            render.say("stopped");
+            Ok(())
+        }
+        Ok(Ok(Err(error))) => Err(KeeperError::local("waiting for its end", error)),
+        Ok(Err(error)) => Err(KeeperError::local("waiting for its end", error)),
+        Err(_) => Err(Failure::new(
+            Code::Internal,
+            format!("pid {} was still there after {} s", pid.as_raw_nonzero(), STOP_MAX.as_secs()),
+        )
+        .into()),
+    }
+}

@@ -1,0 +1,11 @@
+//! One file a noun, one function a command.
+
+pub mod daemons;
+pub mod hives;
+pub mod jobs;
+pub mod links;
+pub mod models;
+pub mod run;
+pub mod status;
+pub mod version;
+pub mod workers;

@@ -1,0 +1,80 @@
+//! `rbee status`: the fleet on one screen.
+
+use crate::config::Settings;
+use crate::keeper::KeeperError;
+use crate::keeper::commands::workers;
+use crate::keeper::render::{Render, ago, size};
+use crate::keeper::server::Server;
+use crate::wire::fleet::{HiveInfo, Info, WorkerInfo};
+use crate::wire::job::{JobRecord, JobState};
+use serde::Deserialize;
+use serde_json::json;
+
+#[derive(Deserialize)]
+struct Hives {
+    hives: Vec<HiveInfo>,
+}
+
+#[derive(Deserialize)]
+struct Jobs {
+    jobs: Vec<JobRecord>,
+}
+
+pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
+    let server = Server::of(settings)?;
+    let info: Info = server.get("/v1/info", render).await?;
+    let mut jobs = server.get::<Jobs>("/v1/jobs", render).await?.jobs;
+    jobs.retain(|job| job.state == JobState::Running);
+    let hives =
+        if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
+    let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
+    if render.is_json() {
+        return render.value(&json!({"queen": info, "hives": hives, "jobs": jobs})).map_err(writing);
+    }
+    let up = ago(info.started_at);
+    let mut text =
+        format!("{} {} at {}  rbee {}  up {up}\n", info.role, info.name, info.base_url, info.version);
+    if !server.is_hive {
+        text += &format!("OpenAI clients: OPENAI_BASE_URL={}/v1\n", info.base_url);
+    }
+    render.answer(&text).map_err(writing)?;
+    if !server.is_hive && hives.is_empty() {
+        render.answer("no hive is connected; start one with `rbee hive serve`\n").map_err(writing)?;
+    }
+    if !hives.is_empty() {
+        render.answer("\n").map_err(writing)?;
+        render
+            .table(
+                &["hive", "state", "version", "up", "devices", "models"],
+                hives.iter().map(hive_row).collect(),
+            )
+            .map_err(writing)?;
+    }
+    let running: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).collect();
+    if !running.is_empty() {
+        render.answer("\n").map_err(writing)?;
+        workers::table(render, &running).map_err(writing)?;
+    }
+    if !jobs.is_empty() {
+        render.answer("\n").map_err(writing)?;
+        let rows =
+            jobs.iter().map(|job| vec![job.job_id.to_string(), job.operation.clone(), ago(job.created_at)]);
+        render.table(&["job", "operation", "for"], rows.collect()).map_err(writing)?;
+    }
+    Ok(())
+}
+
+pub fn hive_row(hive: &HiveInfo) -> Vec<String> {
+    let state = serde_json::to_value(hive.state).unwrap_or_default();
+    let devices = hive.devices.iter().map(|device| {
+        format!("{} {} free of {}", device.id, size(device.memory_free_bytes), size(device.memory_bytes))
+    });
+    vec![
+        hive.name.clone(),
+        state.as_str().unwrap_or_default().to_owned(),
+        hive.version.clone(),
+        ago(hive.connected_at),
+        devices.collect::<Vec<_>>().join(", "),
+        hive.models.join(", "),
+    ]
+}

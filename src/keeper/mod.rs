@@ -1,0 +1,114 @@
+//! The keeper: the person's command line. It has no state: it asks a queen or a hive, starts them where the command says so,
+//! and shows what comes back. Results go to stdout, everything else to stderr.
+
+mod commands;
+mod follow;
+mod render;
+mod server;
+mod start;
+
+use crate::cli::Action;
+use crate::config::Settings;
+use crate::exit::Exit;
+use crate::http::client::{AskError, ClientError};
+use crate::wire::failure::chain;
+use crate::wire::{Code, Failure};
+use render::Render;
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Refused(#[from] Failure),
+    #[error("{what}")]
+    Local {
+        what: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("gave up after {} s, as --timeout says{hint}", after.as_secs_f32())]
+    TimedOut { after: std::time::Duration, hint: String },
+    /// Said already: the exit code is all that is left.
+    #[error("interrupted")]
+    Interrupted,
+    #[error("down")]
+    Down,
+}
+
+impl KeeperError {
+    fn local(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        KeeperError::Local { what: what.into(), source: source.into() }
+    }
+}
+
+impl From<AskError> for KeeperError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Refused(failure) => KeeperError::Refused(failure),
+            AskError::Client(error) => error.into(),
+        }
+    }
+}
+
+impl From<ClientError> for KeeperError {
+    fn from(error: ClientError) -> Self {
+        KeeperError::Refused(Failure::new(Code::ConnectionFailed, chain(&error)))
+    }
+}
+
+/// Runs a keeper's command to its exit code.
+pub async fn run(settings: &Settings) -> Exit {
+    let render = Render::new(settings);
+    match dispatch(settings, &render).await {
+        Ok(()) => Exit::Done,
+        Err(KeeperError::Interrupted) => Exit::Interrupted,
+        Err(KeeperError::Down) => Exit::Failed,
+        Err(error @ KeeperError::Usage(_)) => {
+            render.error(&error.to_string());
+            Exit::Usage
+        }
+        Err(KeeperError::Refused(failure)) => {
+            render.failure(&failure);
+            Exit::Failed
+        }
+        Err(error) => {
+            render.error(&chain(&error));
+            Exit::Failed
+        }
+    }
+}
+
+async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
+    use commands::{daemons, hives, jobs, links, models, run, status, version, workers};
+    match settings.command().action {
+        Action::Run => run::run(settings, render).await,
+        Action::Status => status::status(settings, render).await,
+        Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
+        Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,
+        Action::HiveStatus => daemons::status(settings, render, daemons::HIVE).await,
+        Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
+        Action::HiveList => hives::list(settings, render).await,
+        Action::HiveGet => hives::get(settings, render).await,
+        Action::WorkerSpawn => workers::spawn(settings, render).await,
+        Action::WorkersList => workers::list(settings, render).await,
+        Action::WorkersGet => workers::get(settings, render).await,
+        Action::ModelDownload => models::download(settings, render).await,
+        Action::ModelList => models::list(settings, render).await,
+        Action::ModelGet => models::get(settings, render).await,
+        Action::JobList => jobs::list(settings, render).await,
+        Action::JobGet => jobs::get(settings, render).await,
+        Action::JobFollow => jobs::follow(settings, render).await,
+        Action::JobCancel => jobs::cancel(settings, render).await,
+        Action::Links => links::run(settings).map_err(|error| KeeperError::local("links", error)),
+        Action::Version => version::version(render),
+        // Daemons, the worker, the shim and help are main's.
+        Action::Serve
+        | Action::QueenServe
+        | Action::HiveServe
+        | Action::WorkerServe
+        | Action::Help
+        | Action::Shim => Err(KeeperError::Usage("this command is not the keeper's".into())),
+    }
+}

@@ -1,0 +1,87 @@
+//! Where a command's questions go: the queen, or a hive by its own address, with the tries that B5 promises.
+
+use crate::config::Settings;
+use crate::http::client::{self, AskError, ClientError, Target};
+use crate::keeper::KeeperError;
+use crate::keeper::render::Render;
+use crate::wire::failure::chain;
+use crate::wire::{Code, Failure};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// B5: three tries, with these pauses before them.
+pub const TRY_PAUSES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
+
+/// The server a command talks to.
+#[derive(Debug, Clone)]
+pub struct Server {
+    pub target: Target,
+    /// Set when the command named a hive by its address: then there is no queen between.
+    pub is_hive: bool,
+    /// The hive a queen should relay to.
+    pub hive_id: Option<String>,
+}
+
+impl Server {
+    /// As the flags say: `--hive URL` goes straight to that hive, anything else to the queen.
+    pub fn of(settings: &Settings) -> Result<Self, KeeperError> {
+        let key = api_key(settings)?;
+        if let Some(hive) = settings.text("hive") {
+            if hive.contains("://") || hive.contains(':') {
+                let target = Target::parse(hive)?.with_key(key.as_deref());
+                return Ok(Server { target, is_hive: true, hive_id: None });
+            }
+            let hive_id = (hive != "localhost").then(|| hive.to_owned());
+            return Ok(Server { target: queen(settings)?, is_hive: false, hive_id });
+        }
+        Ok(Server { target: queen(settings)?, is_hive: false, hive_id: None })
+    }
+
+    /// GET, as JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, render: &Render) -> Result<T, KeeperError> {
+        let mut last = None;
+        for pause in TRY_PAUSES {
+            tokio::time::sleep(pause).await;
+            match client::ask(&self.target, client::get(path)?).await {
+                Ok(value) => return Ok(value),
+                Err(AskError::Refused(failure)) => return Err(failure.into()),
+                Err(AskError::Client(error)) => {
+                    if render.is_verbose() {
+                        render.say(&chain(&error));
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        Err(self.unreachable(last))
+    }
+
+    /// One question, one try: is anybody there?
+    pub async fn health(&self) -> Result<crate::wire::fleet::Health, AskError> {
+        client::ask(&self.target, client::get("/health")?).await
+    }
+
+    pub fn unreachable(&self, error: Option<ClientError>) -> KeeperError {
+        let what = if self.is_hive { "hive" } else { "queen" };
+        let why = error.map_or_else(String::new, |error| format!(": {}", chain(&error)));
+        KeeperError::Refused(Failure::new(
+            Code::ConnectionFailed,
+            format!(
+                "the {what} at {} does not answer{why}. Is it running (`rbee {what} status`)? Is the address right (--{what}, RBEE_{})?",
+                self.target,
+                what.to_uppercase()
+            ),
+        ))
+    }
+}
+
+pub fn queen(settings: &Settings) -> Result<Target, KeeperError> {
+    let url = settings.text("queen").unwrap_or_default();
+    Ok(Target::parse(url)?.with_key(api_key(settings)?.as_deref()))
+}
+
+/// The key to show: the flag, or the file's first line.
+pub fn api_key(settings: &Settings) -> Result<Option<String>, KeeperError> {
+    crate::daemon::api_key(settings).map_err(|error| KeeperError::local("reading the key", error))
+}
