@@ -66,7 +66,11 @@ impl Worker {
         }
     }
 
-    async fn open(&self, path: &str, body: &Value) -> Reader<impl http_body::Body<Data = bytes::Bytes, Error = hyper::Error>> {
+    async fn open(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Reader<impl http_body::Body<Data = bytes::Bytes, Error = hyper::Error>> {
         let answer = client::send(&self.target, client::post(path, body).unwrap()).await.unwrap();
         assert_eq!(answer.status(), 200);
         Reader::new(answer.into_body())
@@ -156,7 +160,10 @@ async fn a_stream_holds_the_same_answer_as_a_whole_one_in_openai_s_shape() {
     let (_directory, model) = tiny_model();
     let worker = Worker::ready(&model, &ONE_THREAD).await;
     assert_eq!(worker.get("/health").await["status"], "ok");
-    assert_eq!(worker.get("/v1/ready").await, json!({"ready": true, "state": "ready", "progress_url": "/v1/loading/progress"}));
+    assert_eq!(
+        worker.get("/v1/ready").await,
+        json!({"ready": true, "state": "ready", "progress_url": "/v1/loading/progress"})
+    );
     assert_eq!(worker.get("/v1/models").await["data"][0]["id"], "tiny");
 
     let whole = worker.post("/v1/chat/completions", &chat("hello", json!({"seed": 7}))).await.unwrap();
@@ -170,20 +177,26 @@ async fn a_stream_holds_the_same_answer_as_a_whole_one_in_openai_s_shape() {
     assert_eq!(done.data, "[DONE]");
     let chunks: Vec<Value> = chunks.iter().map(|event| serde_json::from_str(&event.data).unwrap()).collect();
     assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
-    assert!(chunks.iter().all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["id"] == chunks[0]["id"]));
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["id"] == chunks[0]["id"])
+    );
     assert!(chunks.iter().all(|chunk| chunk.get("rbee").is_none()), "token ids only for who asks");
     let [.., last, usage] = &chunks[..] else { panic!("{chunks:?}") };
     assert_eq!(last["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);
     assert_eq!(last["timings"]["predicted_n"], whole["usage"]["completion_tokens"]);
     assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &whole["usage"]));
-    let streamed: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    let streamed: String =
+        chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(streamed, text);
 }
 
 #[tokio::test]
 async fn what_cannot_be_answered_is_refused_with_a_sentence_and_takes_no_slot() {
     let (_directory, model) = tiny_model();
-    let worker = Worker::ready(&model, &[&ONE_THREAD[..], &["--parallel", "2", "--ctx-size", "512"]].concat()).await;
+    let worker =
+        Worker::ready(&model, &[&ONE_THREAD[..], &["--parallel", "2", "--ctx-size", "512"]].concat()).await;
     for (path, body, code) in [
         ("/v1/chat/completions", chat("hi", json!({"tools": [{}]})), "INVALID_REQUEST"),
         ("/v1/chat/completions", chat("hi", json!({"temperature": -1})), "INVALID_REQUEST"),
@@ -200,7 +213,8 @@ async fn what_cannot_be_answered_is_refused_with_a_sentence_and_takes_no_slot() 
         assert_eq!(json!(failure.code), code, "{path}: {}", failure.message);
         assert!(failure.message.len() > 10, "{failure:?}");
     }
-    let failure = worker.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 500})).await.unwrap_err();
+    let failure =
+        worker.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 500})).await.unwrap_err();
     assert_eq!(failure.details["n_ctx"], 256, "the total is shared by the slots");
     // Nested deeper than any parser of ours goes.
     let deep = format!("{{\"messages\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
@@ -214,7 +228,8 @@ async fn what_cannot_be_answered_is_refused_with_a_sentence_and_takes_no_slot() 
 async fn slots_work_side_by_side_and_each_gives_its_own_answer() {
     let (_directory, model) = tiny_model();
     let worker = Worker::ready(&model, &ONE_THREAD).await;
-    let prompts: Vec<String> = (0..12).map(|n| format!("the queen {} hive", "of bees ".repeat(n * 5))).collect();
+    let prompts: Vec<String> =
+        (0..12).map(|n| format!("the queen {} hive", "of bees ".repeat(n * 5))).collect();
     let mut alone = Vec::new();
     for prompt in &prompts {
         alone.push(worker.complete(prompt, 24).await["rbee"]["token_ids"].clone());
@@ -236,7 +251,9 @@ async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>)
             }
         }
         match pending.iter().all(|(_, value)| value.is_some()) {
-            true => std::task::Poll::Ready(pending.iter_mut().filter_map(|(_, value)| value.take()).collect()),
+            true => {
+                std::task::Poll::Ready(pending.iter_mut().filter_map(|(_, value)| value.take()).collect())
+            }
             false => std::task::Poll::Pending,
         }
     })
@@ -274,7 +291,8 @@ async fn a_chat_template_with_a_mistake_is_told_at_the_start() {
     let (status, said) = Worker::start(&model, &["--chat-template", "{% for m in %}"]).ended().await;
     assert_eq!(status.code(), Some(1));
     assert!(said.contains("chat template"), "{said}");
-    let worker = Worker::ready(&model, &["--chat-template", "{{ messages[0].content }}!", "--threads", "1"]).await;
+    let worker =
+        Worker::ready(&model, &["--chat-template", "{{ messages[0].content }}!", "--threads", "1"]).await;
     let rendered = worker.post("/apply-template", &chat("hi", json!({}))).await.unwrap();
     assert_eq!(rendered["prompt"], "hi!");
 }
@@ -302,7 +320,8 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
 async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
     let Some(model) = real_model(GEMMA) else { return };
     let worker = Worker::ready(&model, &[]).await;
-    let body = json!({"prompt": "Bees ".repeat(3_000), "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let body =
+        json!({"prompt": "Bees ".repeat(3_000), "max_tokens": 900, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
     worker.signal(rustix::process::Signal::TERM);
     worker.signal(rustix::process::Signal::TERM);
@@ -320,7 +339,17 @@ async fn the_end_of_the_lease_is_the_end_of_the_worker() {
     let (_directory, model) = tiny_model();
     let (lease, held) = std::io::pipe().unwrap();
     let mut command = Command::new(BINARY);
-    command.args(["worker", "serve", "--listen", "127.0.0.1:0", "--lease-fd", "4", "--threads", "1", "--model"]);
+    command.args([
+        "worker",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--lease-fd",
+        "4",
+        "--threads",
+        "1",
+        "--model",
+    ]);
     command.arg(&model).fd_mappings(vec![FdMapping { parent_fd: lease.into(), child_fd: 4 }]).unwrap();
     let mut child = command.spawn().unwrap();
     drop(command);
@@ -374,7 +403,8 @@ struct Peer {
 
 impl Peer {
     async fn start(model: &Path) -> Option<Peer> {
-        let program = std::env::var_os("RBEE_TEST_PEER").map(|folder| Path::new(&folder).join("llama-server"));
+        let program =
+            std::env::var_os("RBEE_TEST_PEER").map(|folder| Path::new(&folder).join("llama-server"));
         let Some(program) = program.filter(|program| program.is_file()) else {
             eprintln!("skipped: RBEE_TEST_PEER names no folder with llama-server");
             return None;
@@ -382,7 +412,9 @@ impl Peer {
         // It can't tell the port it got, so one is chosen for it; a neighbour that takes it first fails this test.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
-        command.args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "2", "--no-webui", "-m"]).arg(model);
+        command
+            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "2", "--no-webui", "-m"])
+            .arg(model);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let peer = Peer { child, target: Target::parse(&format!("http://127.0.0.1:{port}")).unwrap() };
         let start = Instant::now();
@@ -400,7 +432,8 @@ impl Peer {
         let body = json!({
             "prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": true, "cache_prompt": false,
         });
-        let answer: Value = client::ask(&self.target, client::post("/completion", &body).unwrap()).await.unwrap();
+        let answer: Value =
+            client::ask(&self.target, client::post("/completion", &body).unwrap()).await.unwrap();
         serde_json::from_value(answer["tokens"].clone()).unwrap()
     }
 }
@@ -443,7 +476,11 @@ async fn answers_at_temperature_zero_are_llama_server_s() {
             println!("{name}, {prompt:?}: parted at token {at}, where the best two are {gap} apart");
             assert!(gap < UNDECIDED_MAX, "{name}, {prompt:?}: parted at {at} with a gap of {gap}");
         }
-        println!("{name}: {} of {} answers are llama-server's to the last token", PROMPTS.len() - apart, PROMPTS.len());
+        println!(
+            "{name}: {} of {} answers are llama-server's to the last token",
+            PROMPTS.len() - apart,
+            PROMPTS.len()
+        );
     }
 }
 

@@ -1,4 +1,5 @@
 //! What several test files need.
 
-pub mod pidns;
 pub mod gguf;
+pub mod hub;
+pub mod pidns;
