@@ -1,5 +1,8 @@
 //! rbee, the map. One binary, four roles; a role never imports another, and imports point down this list.
 //!
+//! Composition
+//! - [`serve`]: the daemons as processes; the only place where queen and hive meet.
+//!
 //! Roles
 //! - [`keeper`]: the person's command line; no state, speaks HTTP.
 //! - [`queen`]: one address for the fleet: registry, placement, dispatch.
@@ -43,6 +46,7 @@ pub mod model;
 pub mod paths;
 pub mod process;
 pub mod queen;
+pub mod serve;
 pub mod shutdown;
 pub mod wire;
 pub mod worker;

@@ -1,16 +1,24 @@
 //! The role comes from the program's name or the first word; only this file ends the process.
 
-use rbee::cli::{self, Action, Request};
+use rbee::cli::{self, Action, Request, Role};
 use rbee::config::Settings;
 use rbee::exit::Exit;
-use rbee::keeper::commands::links;
+use rbee::serve::{self, Roles};
+use rbee::shutdown::{self, Shutdown};
 use rbee::wire::failure::chain;
+use rbee::{keeper, process, worker};
 use std::error::Error;
+
+/// Threads of a daemon's runtime: it relays, and its work is elsewhere.
+const DAEMON_THREADS_MAX: usize = 4;
+/// Threads of a worker's runtime: the engine has its own.
+const WORKER_THREADS: usize = 2;
 
 fn main() -> Exit {
     match cli::parse(std::env::args_os()) {
         Ok(Request::Help(text)) => print(&text),
         Ok(Request::Version { .. }) => print(&format!("rbee {}\n", rbee::wire::VERSION)),
+        Ok(Request::Command(parsed)) if parsed.command.action == Action::Shim => shim(&parsed.positionals),
         Ok(Request::Command(parsed)) => match Settings::of_process(parsed) {
             Ok(settings) => dispatch(&settings),
             Err(error) => fail(&error, Exit::Usage),
@@ -20,42 +28,81 @@ fn main() -> Exit {
 }
 
 fn dispatch(settings: &Settings) -> Exit {
-    match settings.command().action {
-        Action::Links => {
-            links::run(settings).map_or_else(|error| fail(&error, Exit::Failed), |()| Exit::Done)
-        }
-        Action::Shim => match rbee::process::shim_main(settings.positionals()[0].as_ref()) {
-            0 => Exit::Done,
-            _ => Exit::Failed,
+    match settings.command().role {
+        Role::Serve => daemon(settings, Roles::Both),
+        Role::Queen => daemon(settings, Roles::Queen),
+        Role::Hive => daemon(settings, Roles::Hive),
+        Role::Worker => run_worker(settings),
+        Role::Keeper => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let exit = runtime.block_on(keeper::run(settings));
+                // A prompt still being read from a terminal must not hold up the end.
+                runtime.shutdown_background();
+                exit
+            }
+            Err(error) => fail(&error, Exit::Failed),
         },
-        Action::WorkerServe => worker(settings),
+        Role::Shim => Exit::Usage,
+    }
+}
+
+/// The shim has no settings, no runtime and no second thread.
+fn shim(positionals: &[String]) -> Exit {
+    match positionals {
+        [record] if process::shim_main(record.as_ref()) == 0 => Exit::Done,
         _ => Exit::Failed,
     }
 }
 
-fn worker(settings: &Settings) -> Exit {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("RBEE_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    let options = match rbee::worker::Options::from_settings(settings) {
+fn daemon(settings: &Settings, roles: Roles) -> Exit {
+    log(settings);
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DAEMON_THREADS_MAX));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    match runtime.map(|runtime| runtime.block_on(serve::run(settings, roles))) {
+        Ok(Ok(())) => Exit::Done,
+        Ok(Err(error)) => fail(&error, Exit::Failed),
+        Err(error) => fail(&error, Exit::Failed),
+    }
+}
+
+fn run_worker(settings: &Settings) -> Exit {
+    log(settings);
+    let options = match worker::Options::from_settings(settings) {
         Ok(options) => options,
         Err(error) => return fail(&error, Exit::Usage),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let shutdown = rbee::shutdown::Shutdown::new();
-    runtime.block_on(async {
-        if let Err(error) = rbee::shutdown::on_signals(&shutdown) {
+    let served = runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        if let Err(error) = shutdown::on_signals(&shutdown) {
             return fail(&error, Exit::Failed);
         }
-        match rbee::worker::serve(options, shutdown.clone()).await {
+        match worker::serve(options, shutdown).await {
             Ok(()) => Exit::Done,
             Err(error) => fail(&error, Exit::Failed),
         }
-    })
+    });
+    runtime.shutdown_background();
+    served
+}
+
+/// Logs go to stderr; RBEE_LOG filters them as RUST_LOG does elsewhere.
+fn log(settings: &Settings) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("RBEE_LOG")
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if settings.text("log-format") == Some("json") {
+        to_stderr.json().init();
+    } else {
+        to_stderr.with_ansi(false).init();
+    }
 }
 
 fn print(text: &str) -> Exit {

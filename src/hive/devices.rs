@@ -7,10 +7,8 @@ use std::time::Duration;
 
 /// How long `nvidia-smi` may take; a wedged driver makes it hang.
 const NVIDIA_SMI_MAX: Duration = Duration::from_secs(10);
-const NVIDIA_SMI_QUERY: &[&str] = &[
-    "--query-gpu=index,name,memory.total,memory.free,compute_cap",
-    "--format=csv,noheader,nounits",
-];
+const NVIDIA_SMI_QUERY: &[&str] =
+    &["--query-gpu=index,name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"];
 /// GPUs of one node.
 const GPUS_MAX: usize = 64;
 
@@ -121,8 +119,17 @@ fn cpu_features() -> Vec<String> {
         };
     }
     let all = present!(
-        "sse4.2", "avx", "avx2", "bmi2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16",
-        "amx-int8"
+        "sse4.2",
+        "avx",
+        "avx2",
+        "bmi2",
+        "fma",
+        "f16c",
+        "avxvnni",
+        "avx512f",
+        "avx512bw",
+        "avx512vnni",
+        "avx512bf16"
     );
     all.into_iter().filter(|(_, is_present)| *is_present).map(|(name, _)| name.to_owned()).collect()
 }
@@ -146,7 +153,10 @@ async fn nvidia() -> Vec<Device> {
         // Not installed, or no such hardware: both are the usual case.
         Ok(_) => Vec::new(),
         Err(_) => {
-            tracing::warn!(limit_s = NVIDIA_SMI_MAX.as_secs(), "nvidia-smi did not answer; GPUs are left out");
+            tracing::warn!(
+                limit_s = NVIDIA_SMI_MAX.as_secs(),
+                "nvidia-smi did not answer; GPUs are left out"
+            );
             Vec::new()
         }
     }

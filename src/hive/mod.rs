@@ -12,7 +12,7 @@ mod workers;
 use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::job::Jobs;
-use crate::model::store::Store;
+use crate::model::Store;
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::{Info, ModelInfo, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use workers::Workers;
 
 pub use routes::Routes;
+pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
 
 /// What a hive is told at its start.
@@ -32,7 +33,6 @@ pub struct Options {
     pub workers: WorkerSettings,
 }
 
-#[derive(Debug)]
 pub struct Hive {
     options: Options,
     /// This machine's own id, whatever it is called.

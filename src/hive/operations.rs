@@ -4,8 +4,7 @@ use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
 use crate::hive::{Hive, devices};
 use crate::job::{Context, Outcome};
-use crate::model::Reference;
-use crate::model::store::Stored;
+use crate::model::{Fetched, Reference, Stored};
 use crate::process;
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
@@ -24,7 +23,8 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
         HiveOperation::WorkerProcessList => Outcome::Done(processes(&hive)),
         HiveOperation::ModelDownload { model } => model_download(&hive, &model, &job).await,
         HiveOperation::ModelList => {
-            let models: Vec<Value> = hive.store.list().into_iter().map(|model| hive.with_users(model)).collect();
+            let models: Vec<Value> =
+                hive.store.list().into_iter().map(|model| hive.with_users(model)).collect();
             Outcome::Done(json!({ "models": models }))
         }
         HiveOperation::ModelGet { id } => find(&hive, &id).map(|stored| hive.with_users(stored.info)).into(),
@@ -55,7 +55,10 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
     let ready = hive.workers.ready(&id, |event| job.emit(event), job.token()).await;
     match ready {
         Ok(Spawned::Ready(info)) => {
-            job.narrate("ready", format!("worker {} serves {} on {}", info.worker_id, info.model, info.device));
+            job.narrate(
+                "ready",
+                format!("worker {} serves {} on {}", info.worker_id, info.model, info.device),
+            );
             Outcome::Done(json!(info))
         }
         Ok(Spawned::Cancelled(receipt)) => {
@@ -65,7 +68,12 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
     }
 }
 
-async fn start(hive: &Arc<Hive>, want: &WorkerSpawn, stored: &Stored, job: &Context) -> Result<String, Failure> {
+async fn start(
+    hive: &Arc<Hive>,
+    want: &WorkerSpawn,
+    stored: &Stored,
+    job: &Context,
+) -> Result<String, Failure> {
     let mut devices = devices::devices().await;
     let promised = hive.workers.memory_promised();
     for device in devices.iter_mut().filter(|device| device.device_type == devices::BUILT_IN) {
@@ -84,7 +92,14 @@ async fn start(hive: &Arc<Hive>, want: &WorkerSpawn, stored: &Stored, job: &Cont
     }
     job.narrate(
         "spawn",
-        format!("starting a worker for {} on {}: {} slots of {} tokens, about {} MiB", stored.info.id, plan.device, plan.slots, plan.ctx, plan.memory_bytes >> 20),
+        format!(
+            "starting a worker for {} on {}: {} slots of {} tokens, about {} MiB",
+            stored.info.id,
+            plan.device,
+            plan.slots,
+            plan.ctx,
+            plan.memory_bytes >> 20
+        ),
     );
     hive.workers.spawn(
         want,
@@ -125,28 +140,31 @@ async fn model_download(hive: &Arc<Hive>, model: &str, job: &Context) -> Outcome
     let started = Instant::now();
     let reference = match Reference::parse(model) {
         Ok(reference) => reference,
-        Err(error) => return Outcome::Failed(Failure::invalid(error.to_string())),
+        Err(error) => return Outcome::Failed(error.into()),
     };
     let fetched = hive.store.fetch(&reference, &|event| job.emit(event), job.token()).await;
     match fetched {
-        Ok(stored) => {
+        Ok(Fetched::Stored(stored)) => {
             hive.models_changed.send_replace(());
             Outcome::Done(hive.with_users(stored.info))
         }
-        Err(_) if job.token().is_cancelled() => Outcome::Cancelled(Receipt {
-            ms: started.elapsed().as_millis() as u64,
-            ..Receipt::default()
-        }),
+        Ok(Fetched::Cancelled(receipt)) => {
+            Outcome::Cancelled(Receipt { ms: started.elapsed().as_millis() as u64, ..receipt })
+        }
         Err(failure) => Outcome::Failed(failure),
     }
 }
 
 /// A model of this node, by whatever a person calls it.
 fn find(hive: &Hive, name: &str) -> Result<Stored, Failure> {
-    let reference = Reference::parse(name).map_err(|error| Failure::invalid(error.to_string()))?;
-    hive.store.find(&reference).ok_or_else(|| {
+    let reference = Reference::parse(name)?;
+    hive.store.find(&reference)?.ok_or_else(|| {
         let names = hive.model_names();
-        let known = if names.is_empty() { "there is none yet".into() } else { format!("there are: {}", names.join(", ")) };
+        let known = if names.is_empty() {
+            "there is none yet".into()
+        } else {
+            format!("there are: {}", names.join(", "))
+        };
         Failure::new(
             Code::ModelNotFound,
             format!("this node has no model `{name}`; {known}. Fetch it with `rbee model download {name}`"),

@@ -29,11 +29,18 @@ pub struct Plan {
 }
 
 /// `devices` with the memory that is free for a new worker; `built_in` the engine of this binary.
-pub fn plan(want: &WorkerSpawn, header: &Header, devices: &[Device], built_in: &str) -> Result<Plan, Failure> {
+pub fn plan(
+    want: &WorkerSpawn,
+    header: &Header,
+    devices: &[Device],
+    built_in: &str,
+) -> Result<Plan, Failure> {
     let device = choose_device(want, devices, built_in)?;
     let ctx_max = header.context_length.max(1);
     if let Some(ctx) = want.ctx.filter(|ctx| *ctx > ctx_max) {
-        return Err(Failure::invalid(format!("the model was made for {ctx_max} tokens of context, not {ctx}")));
+        return Err(Failure::invalid(format!(
+            "the model was made for {ctx_max} tokens of context, not {ctx}"
+        )));
     }
     let wished = (want.slots.unwrap_or(SLOTS_DEFAULT), want.ctx.unwrap_or(CTX_DEFAULT).min(ctx_max));
     let needed = |(slots, ctx)| needed_bytes(header, slots, ctx);
@@ -63,17 +70,15 @@ pub fn plan(want: &WorkerSpawn, header: &Header, devices: &[Device], built_in: &
 
 fn needed_bytes(header: &Header, slots: u32, ctx: u32) -> u64 {
     let kv = TensorType::by_name("f16").expect("every build knows f16");
-    let shape = Shape {
-        slots,
-        ctx_per_slot: ctx,
-        kv_type_k: kv,
-        kv_type_v: kv,
-        ubatch: UBATCH,
-    };
+    let shape = Shape { slots, ctx_per_slot: ctx, kv_type_k: kv, kv_type_v: kv, ubatch: UBATCH };
     estimate(header, &shape).total
 }
 
-fn choose_device<'d>(want: &WorkerSpawn, devices: &'d [Device], built_in: &str) -> Result<&'d Device, Failure> {
+fn choose_device<'d>(
+    want: &WorkerSpawn,
+    devices: &'d [Device],
+    built_in: &str,
+) -> Result<&'d Device, Failure> {
     let unavailable = |message: String| Err(Failure::new(Code::BackendUnavailable, message));
     // The word after `--worker` is an engine; the one after `--device` an engine, an id or a number of the engine's kind.
     let kinds = ["cpu", "cuda", "metal"];
@@ -82,8 +87,12 @@ fn choose_device<'d>(want: &WorkerSpawn, devices: &'d [Device], built_in: &str) 
         .flatten()
         .map(|word| word.to_ascii_lowercase())
         .find(|word| kinds.contains(&word.as_str()));
-    if let Some(worker) = want.worker.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str())) {
-        return unavailable(format!("no worker `{worker}` is installed here; this hive has `{built_in}` built in"));
+    if let Some(worker) =
+        want.worker.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str()))
+    {
+        return unavailable(format!(
+            "no worker `{worker}` is installed here; this hive has `{built_in}` built in"
+        ));
     }
     let kind = asked_kind.unwrap_or_else(|| built_in.to_owned());
     let gpu_seen = devices.iter().any(|device| device.device_type == kind);
@@ -94,7 +103,9 @@ fn choose_device<'d>(want: &WorkerSpawn, devices: &'d [Device], built_in: &str) 
             format!("this node has no `{kind}` device")
         };
         let how = match kind.as_str() {
-            "cuda" => "; on a node with an NVIDIA card and its CUDA toolkit, build one: RUSTFLAGS=-Ctarget-feature=-crt-static cargo build --release --features cuda",
+            "cuda" => {
+                "; on a node with an NVIDIA card and its CUDA toolkit, build one: RUSTFLAGS=-Ctarget-feature=-crt-static cargo build --release --features cuda"
+            }
             _ => "",
         };
         return unavailable(format!("{what}{how}"));

@@ -57,7 +57,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
 const GENERATING: &[&str] = &["v1/chat/completions", "v1/completions"];
 
 /// The service behind the hive's listeners and links.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Routes(pub Arc<Hive>);
 
 impl Service for Routes {
@@ -122,7 +122,10 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
     let forwarded = request.forward(&format!("/{rest}{query}"))?;
     let answer = client::send(&worker.target, forwarded).await.map_err(|error| {
-        Failure::new(Code::WorkerLost, format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)))
+        Failure::new(
+            Code::WorkerLost,
+            format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)),
+        )
     })?;
     Ok(relay::relay(answer, relay::Unwatched, busy))
 }

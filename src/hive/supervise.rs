@@ -76,9 +76,8 @@ async fn launch(workers: &Workers, info: WorkerInfo, socket: &Path, model: &Path
         ("--parallel", u64::from(info.slots_total)),
         ("--lease-fd", SHIM_PIPE_FD as u64),
     ];
-    let mut argv: Vec<String> = [program.to_string_lossy().as_ref(), "worker", "serve", "--model"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut argv: Vec<String> =
+        [program.to_string_lossy().as_ref(), "worker", "serve", "--model"].map(str::to_owned).to_vec();
     argv.push(model.to_string_lossy().into_owned());
     argv.extend(["--alias".into(), info.model.clone()]);
     argv.extend(["--device".into(), info.device.clone()]);
@@ -168,7 +167,9 @@ pub async fn run(
 /// Follows the worker's own loading stream to its end.
 async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) -> Result<(), Failure> {
     let target = workers.get(&id)?.target;
-    let lost = |error: &dyn std::fmt::Display| Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"));
+    let lost = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"))
+    };
     let ask = client::get("/v1/loading/progress").map_err(|error| Failure::internal(&error))?;
     let answer = client::send(&target, ask).await.map_err(|error| lost(&error))?;
     let mut events = sse::Reader::new(answer.into_body());
@@ -202,16 +203,21 @@ async fn idle(workers: &Workers, id: &str) {
     let ttl = workers.settings().idle_ttl;
     let mut table = workers.watch();
     loop {
-        let state = table.borrow_and_update().get(id).map(|worker| (worker.info.slots_busy, worker.used, worker.info.pinned));
+        let state = table
+            .borrow_and_update()
+            .get(id)
+            .map(|worker| (worker.info.slots_busy, worker.used, worker.info.pinned));
         match state {
             Some((0, used, false)) => tokio::select! {
                 () = tokio::time::sleep_until(used + ttl) => return,
                 _ = table.changed() => {}
             },
             // Busy or pinned: nothing to time until something changes. Gone: the life itself ends elsewhere.
-            _ => if table.changed().await.is_err() {
-                return std::future::pending().await;
-            },
+            _ => {
+                if table.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
         }
     }
 }
@@ -225,7 +231,9 @@ async fn end_in_order(
     reply: Option<oneshot::Sender<Receipt>>,
 ) {
     workers.update(id, |worker| worker.info.state = WorkerState::Draining);
-    let is_quiet = |table: &crate::hive::workers::Table| table.get(id).is_none_or(|worker: &Worker| worker.info.slots_busy == 0);
+    let is_quiet = |table: &crate::hive::workers::Table| {
+        table.get(id).is_none_or(|worker: &Worker| worker.info.slots_busy == 0)
+    };
     let mut table = workers.watch();
     tokio::select! {
         _ = table.wait_for(is_quiet) => {}
@@ -266,4 +274,35 @@ fn remove_socket(socket: &Path) {
     {
         tracing::warn!(path = %socket.display(), %error, "a worker's socket could not be removed");
     }
+}
+
+/// What a worker gets of its hive's environment, and what it always gets. No token is on the list.
+pub fn environment(of_hive: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    /// Where the worker finds its own configuration and libraries, and which GPUs it may see.
+    const PASSED_ON: &[&str] = &[
+        "HOME",
+        "PATH",
+        "LANG",
+        "TMPDIR",
+        "XDG_CONFIG_HOME",
+        "RBEE_CONFIG",
+        "RBEE_LOG",
+        "RBEE_LOG_FORMAT",
+        "RBEE_THREADS",
+        "RBEE_THREADS_BATCH",
+        "RBEE_BATCH_SIZE",
+        "RBEE_UBATCH_SIZE",
+        "RBEE_N_GPU_LAYERS",
+        "RBEE_CACHE_TYPE_K",
+        "RBEE_CACHE_TYPE_V",
+        "RBEE_FLASH_ATTN",
+        "RBEE_CHAT_TEMPLATE",
+        "RBEE_CHAT_TEMPLATE_FILE",
+        "LD_LIBRARY_PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+    ];
+    let passed_on = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), of_hive(name)?)));
+    // A crash must not call a debugger to print itself: slow, noisy, and it would ptrace.
+    passed_on.chain([("GGML_NO_BACKTRACE".to_owned(), "1".to_owned())]).collect()
 }

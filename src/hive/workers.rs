@@ -73,7 +73,12 @@ pub enum Spawned {
 
 impl Workers {
     pub fn new(hive: &str, settings: Settings, shutdown: Shutdown) -> Arc<Self> {
-        Arc::new(Workers { hive: hive.to_owned(), settings, table: watch::Sender::new(Table::new()), shutdown })
+        Arc::new(Workers {
+            hive: hive.to_owned(),
+            settings,
+            table: watch::Sender::new(Table::new()),
+            shutdown,
+        })
     }
 
     pub fn watch(&self) -> watch::Receiver<Table> {
@@ -90,7 +95,10 @@ impl Workers {
 
     pub fn get(&self, id: &str) -> Result<Worker, Failure> {
         self.table.borrow().get(id).cloned().ok_or_else(|| {
-            Failure::new(Code::WorkerNotFound, format!("this hive runs no worker {id}; see `rbee workers list`"))
+            Failure::new(
+                Code::WorkerNotFound,
+                format!("this hive runs no worker {id}; see `rbee workers list`"),
+            )
         })
     }
 
@@ -311,7 +319,8 @@ fn fresh_id() -> String {
 
 fn is_match(info: &WorkerInfo, want: &WorkerSpawn) -> bool {
     let is_alive = info.state.serves() || info.state.is_coming();
-    let is_device = |word: &String| word.eq_ignore_ascii_case(&info.device) || word.eq_ignore_ascii_case(&info.worker);
+    let is_device =
+        |word: &String| word.eq_ignore_ascii_case(&info.device) || word.eq_ignore_ascii_case(&info.worker);
     is_alive
         && info.model == want.model
         && want.worker.as_ref().is_none_or(|worker| worker.eq_ignore_ascii_case(&info.worker))

@@ -32,7 +32,11 @@ enum Ended {
 }
 
 impl<'s> Follower<'s> {
-    pub fn new(server: &'s Server, render: &'s Render, timeout: Option<Duration>) -> Result<Self, KeeperError> {
+    pub fn new(
+        server: &'s Server,
+        render: &'s Render,
+        timeout: Option<Duration>,
+    ) -> Result<Self, KeeperError> {
         let interrupt =
             signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
         Ok(Follower { server, render, interrupt, timeout })
@@ -92,10 +96,12 @@ impl<'s> Follower<'s> {
         let watched = self.watch(id, &mut see);
         let ended = match timeout {
             None => watched.await?,
-            Some(after) => tokio::time::timeout(after, watched).await.map_err(|_| KeeperError::TimedOut {
-                after,
-                hint: format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)"),
-            })??,
+            Some(after) => {
+                tokio::time::timeout(after, watched).await.map_err(|_| KeeperError::TimedOut {
+                    after,
+                    hint: format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)"),
+                })??
+            }
         };
         self.render.clear();
         match ended {
@@ -133,7 +139,11 @@ impl<'s> Follower<'s> {
                 tries = TRY_PAUSES.iter();
             }
             let Some(pause) = tries.next() else {
-                return Err(Failure::new(Code::ConnectionFailed, format!("{broken}; the job may go on (`rbee job follow {id}`)")).into());
+                return Err(Failure::new(
+                    Code::ConnectionFailed,
+                    format!("{broken}; the job may go on (`rbee job follow {id}`)"),
+                )
+                .into());
             };
             self.render.say(&format!("{broken}; connecting again"));
             tokio::time::sleep(*pause).await;
@@ -155,7 +165,9 @@ impl<'s> Follower<'s> {
                 self.render.say(&failure.message);
             }
             Ok(Err(error)) => self.render.error(&format!("the cancel was not answered: {}", chain(&error))),
-            Err(_) => self.render.say(&format!("no receipt within {} s; see `rbee job get {id}`", RECEIPT_MAX.as_secs())),
+            Err(_) => self
+                .render
+                .say(&format!("no receipt within {} s; see `rbee job get {id}`", RECEIPT_MAX.as_secs())),
         }
         Err(KeeperError::Interrupted)
     }

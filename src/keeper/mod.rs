@@ -101,7 +101,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
-        Action::Links => links::links(settings, render),
+        Action::Links => links::run(settings).map_err(|error| KeeperError::local("links", error)),
         Action::Version => version::version(render),
         // Daemons, the worker, the shim and help are main's.
         Action::Serve

@@ -103,7 +103,7 @@ impl Render {
     /// A list, as a table or as JSON.
     pub fn table(&self, columns: &[&str], rows: Vec<Vec<String>>) -> std::io::Result<()> {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::NOTHING);
+        table.load_style(comfy_table::presets::NOTHING);
         table.set_header(columns.iter().map(|column| column.to_uppercase()));
         for row in rows {
             table.add_row(row.iter().map(|cell| printable(cell)));
@@ -139,7 +139,7 @@ impl Render {
             return;
         }
         let is_whole = total.is_some_and(|total| position >= total);
-        let percent = total.map_or(0, |total| if total == 0 { 100 } else { position.saturating_mul(100) / total });
+        let percent = total.map_or(0, |total| position.saturating_mul(100).checked_div(total).unwrap_or(100));
         let mut tasks = self.tasks();
         let entry = tasks.entry(task.to_owned()).or_insert_with(|| Task {
             bar: self.terminal.then(|| self.bars.add(bar(total, unit))),
@@ -202,7 +202,9 @@ impl Render {
 
 fn bar(total: Option<u64>, unit: Unit) -> ProgressBar {
     let template = match (unit, total) {
-        (Unit::Bytes, Some(_)) => "{msg}  {percent:>3} % {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+        (Unit::Bytes, Some(_)) => {
+            "{msg}  {percent:>3} % {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}"
+        }
         (Unit::Bytes, None) => "{msg}  {bytes}  {bytes_per_sec}",
         (_, Some(_)) => "{msg}  {percent:>3} % {wide_bar}",
         (_, None) => "{msg}  {pos}",

@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// B5: three tries, with these pauses before them.
-pub const TRY_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
+pub const TRY_PAUSES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
 
 /// The server a command talks to.
 #[derive(Debug, Clone)]

@@ -91,7 +91,8 @@ async fn is_answering(server: &Server) -> Result<bool, KeeperError> {
 
 /// Whether the queen's address is this machine's: only then is she ours to start.
 fn is_here(server: &Server) -> bool {
-    host_of(server).is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+    host_of(server)
+        .is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
 }
 
 fn authority_of(server: &Server) -> Option<String> {
@@ -136,11 +137,7 @@ fn spawn(
 ) -> Result<Started, KeeperError> {
     let failed = |error: std::io::Error| KeeperError::local("starting a daemon", error);
     let program = crate::process::own_program().map_err(failed)?;
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(dirs.log("serve"))
-        .map_err(failed)?;
+    let log = File::options().create(true).append(true).open(dirs.log("serve")).map_err(failed)?;
     let (notify, said) = std::io::pipe().map_err(failed)?;
     let mut command = Command::new(program);
     command.args(role).arg("--detach").args(["--notify-fd", &NOTIFY_FD.to_string()]);

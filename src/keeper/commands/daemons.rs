@@ -45,6 +45,14 @@ pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Res
         Ok(info) => info,
         Err(client::AskError::Refused(failure)) => return Err(failure.into()),
         Err(client::AskError::Client(error)) => {
+            if let Some(pid) = inside_serve(settings, daemon) {
+                if render.is_json() {
+                    let value = json!({"role": "hive", "status": "up", "pid": pid, "inside": "serve"});
+                    return render.value(&value).map_err(writing);
+                }
+                let line = format!("hive up, inside `rbee serve` (pid {pid}); `rbee status` shows it\n");
+                return render.answer(&line).map_err(writing);
+            }
             if render.is_json() {
                 render.value(&json!({"role": daemon.role, "status": "down"})).map_err(writing)?;
                 return Err(KeeperError::Down);
@@ -57,22 +65,50 @@ pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Res
     }
     let line = format!(
         "{} {} at {}  rbee {} (protocol {})  pid {}  up {}\n",
-        info.role, info.name, info.base_url, info.version, info.protocol, info.pid, ago(info.started_at)
+        info.role,
+        info.name,
+        info.base_url,
+        info.version,
+        info.protocol,
+        info.pid,
+        ago(info.started_at)
     );
     render.answer(&line).map_err(writing)
 }
 
+/// The pid of an `rbee serve` that is the hive of this state directory: it has no address of its own.
+fn inside_serve(settings: &Settings, daemon: Daemon) -> Option<i32> {
+    let dirs = Dirs::of_process(settings.path("state-dir")).ok()?;
+    let is_here = daemon.role == "hive" && settings.text("hive").is_none_or(|hive| hive == "localhost");
+    if !is_here
+        || !crate::daemon::is_locked(&dirs.lock("hive"))
+        || !crate::daemon::is_locked(&dirs.lock("queen"))
+    {
+        return None;
+    }
+    let pid = |role| std::fs::read_to_string(dirs.lock(role)).ok()?.trim().parse::<i32>().ok();
+    pid("hive").filter(|hive| pid("queen") == Some(*hive))
+}
+
 /// Stops the daemon of this machine and state directory: found by its lock, not by a name in a process list.
 pub async fn stop(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
-    let dirs = Dirs::of_process(settings.path("state-dir")).map_err(|error| KeeperError::local("finding its state", error))?;
+    let dirs = Dirs::of_process(settings.path("state-dir"))
+        .map_err(|error| KeeperError::local("finding its state", error))?;
     let lock = dirs.lock(daemon.role);
     if !crate::daemon::is_locked(&lock) {
-        return Err(Failure::new(Code::NotFound, format!("no {} runs on {}", daemon.role, dirs.state.display())).into());
+        return Err(Failure::new(
+            Code::NotFound,
+            format!("no {} runs on {}", daemon.role, dirs.state.display()),
+        )
+        .into());
     }
-    let text = std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
+    let text =
+        std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
     let pid = text.trim().parse::<i32>().ok().and_then(Pid::from_raw);
     let Some(pid) = pid else {
-        return Err(Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into());
+        return Err(
+            Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into()
+        );
     };
     rustix::process::kill_process(pid, Signal::TERM)
         .map_err(|error| KeeperError::local(format!("stopping pid {}", pid.as_raw_nonzero()), error))?;

@@ -17,7 +17,7 @@ fn writing(error: std::io::Error) -> KeeperError {
 
 fn named(settings: &Settings) -> Result<String, KeeperError> {
     let reference = Reference::parse(&settings.positionals().join(" "));
-    Ok(reference.map_err(|error| KeeperError::Usage(error.to_string()))?.label())
+    Ok(reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string())
 }
 
 async fn ask(settings: &Settings, render: &Render, operation: HiveOperation) -> Result<Value, KeeperError> {
@@ -71,8 +71,8 @@ fn show(render: &Render, model: &Value) -> Result<(), KeeperError> {
     if render.is_json() {
         return render.value(model).map_err(writing);
     }
-    let model: ModelInfo =
-        serde_json::from_value(model.clone()).map_err(|error| KeeperError::local("reading the model", error))?;
+    let model: ModelInfo = serde_json::from_value(model.clone())
+        .map_err(|error| KeeperError::local("reading the model", error))?;
     let mut facts = vec![
         ("model", model.id),
         ("architecture", model.architecture),

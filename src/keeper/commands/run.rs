@@ -27,7 +27,7 @@ pub async fn run(settings: &Settings, render: &Render) -> Result<(), KeeperError
         Some(name) => Reference::parse(name),
         None => Reference::default_model(),
     };
-    let model = reference.map_err(|error| KeeperError::Usage(error.to_string()))?.label();
+    let model = reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string();
     let server = Server::of(settings)?;
     if server.is_hive {
         return Err(KeeperError::Usage("`run` asks a queen: give --hive a name, not an address".into()));
@@ -110,7 +110,8 @@ async fn provision(
         hives.retain(|hive| hive.name == *name);
     }
     let has = |hive: &&HiveInfo| hive.models.iter().any(|known| known == model);
-    let roomiest = || hives.iter().max_by_key(|hive| hive.devices.iter().map(|device| device.memory_free_bytes).max());
+    let roomiest =
+        || hives.iter().max_by_key(|hive| hive.devices.iter().map(|device| device.memory_free_bytes).max());
     let chosen = hives.iter().find(has).or_else(roomiest).map(|hive| hive.name.clone());
     let is_there = hives.iter().any(|hive| has(&hive));
     let operation = if is_there {
@@ -168,7 +169,11 @@ fn prompt(settings: &Settings) -> Result<String, KeeperError> {
     if !given.trim().is_empty() {
         return Ok(given);
     }
-    let missing = || KeeperError::Usage("there is no prompt: give it as words, with -p, or on stdin; see `rbee help run`".into());
+    let missing = || {
+        KeeperError::Usage(
+            "there is no prompt: give it as words, with -p, or on stdin; see `rbee help run`".into(),
+        )
+    };
     if std::io::stdin().is_terminal() {
         return Err(missing());
     }
@@ -178,7 +183,9 @@ fn prompt(settings: &Settings) -> Result<String, KeeperError> {
         .read_to_string(&mut text)
         .map_err(|error| KeeperError::local("reading the prompt from stdin", error))?;
     if text.len() as u64 > STDIN_BYTES_MAX {
-        return Err(KeeperError::Usage(format!("the prompt on stdin is longer than {STDIN_BYTES_MAX} bytes")));
+        return Err(KeeperError::Usage(format!(
+            "the prompt on stdin is longer than {STDIN_BYTES_MAX} bytes"
+        )));
     }
     if text.trim().is_empty() { Err(missing()) } else { Ok(text) }
 }

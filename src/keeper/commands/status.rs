@@ -25,13 +25,15 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     let info: Info = server.get("/v1/info", render).await?;
     let mut jobs = server.get::<Jobs>("/v1/jobs", render).await?.jobs;
     jobs.retain(|job| job.state == JobState::Running);
-    let hives = if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
+    let hives =
+        if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
     let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
     if render.is_json() {
         return render.value(&json!({"queen": info, "hives": hives, "jobs": jobs})).map_err(writing);
     }
     let up = ago(info.started_at);
-    let mut text = format!("{} {} at {}  rbee {}  up {up}\n", info.role, info.name, info.base_url, info.version);
+    let mut text =
+        format!("{} {} at {}  rbee {}  up {up}\n", info.role, info.name, info.base_url, info.version);
     if !server.is_hive {
         text += &format!("OpenAI clients: OPENAI_BASE_URL={}/v1\n", info.base_url);
     }
@@ -41,7 +43,12 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     }
     if !hives.is_empty() {
         render.answer("\n").map_err(writing)?;
-        render.table(&["hive", "state", "version", "up", "devices", "models"], hives.iter().map(hive_row).collect()).map_err(writing)?;
+        render
+            .table(
+                &["hive", "state", "version", "up", "devices", "models"],
+                hives.iter().map(hive_row).collect(),
+            )
+            .map_err(writing)?;
     }
     let running: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).collect();
     if !running.is_empty() {
@@ -50,7 +57,8 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     }
     if !jobs.is_empty() {
         render.answer("\n").map_err(writing)?;
-        let rows = jobs.iter().map(|job| vec![job.job_id.to_string(), job.operation.clone(), ago(job.created_at)]);
+        let rows =
+            jobs.iter().map(|job| vec![job.job_id.to_string(), job.operation.clone(), ago(job.created_at)]);
         render.table(&["job", "operation", "for"], rows.collect()).map_err(writing)?;
     }
     Ok(())

@@ -58,7 +58,7 @@ pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError
 
 pub async fn spawn(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let name = settings.text("model").unwrap_or_default();
-    let model = Reference::parse(name).map_err(|error| KeeperError::Usage(error.to_string()))?.label();
+    let model = Reference::parse(name).map_err(|error| KeeperError::Refused(error.into()))?.to_string();
     let server = Server::of(settings)?;
     let operation = HiveOperation::WorkerSpawn(WorkerSpawn {
         model,
@@ -73,6 +73,7 @@ pub async fn spawn(settings: &Settings, render: &Render) -> Result<(), KeeperErr
     if render.is_json() {
         return render.value(&worker).map_err(writing);
     }
-    let worker: WorkerInfo = serde_json::from_value(worker).map_err(|error| KeeperError::local("reading the worker", error))?;
+    let worker: WorkerInfo =
+        serde_json::from_value(worker).map_err(|error| KeeperError::local("reading the worker", error))?;
     table(render, &[&worker]).map_err(writing)
 }
