@@ -53,9 +53,11 @@ fn compile_chat_shim() {
 
 /// Where llama.cpp's sources are: the sys crate tells its build folder, and cmake's cache there tells the rest.
 fn llama_sources() -> PathBuf {
-    let config = env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 tells where its cmake files are");
+    let config =
+        env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 tells where its cmake files are");
     let out = Path::new(&config).ancestors().nth(2).expect("OUT_DIR/lib/cmake has two parents");
-    let cache = fs::read_to_string(out.join("build/CMakeCache.txt")).expect("llama-cpp-sys-2 built with cmake");
+    let cache =
+        fs::read_to_string(out.join("build/CMakeCache.txt")).expect("llama-cpp-sys-2 built with cmake");
     let home = cache.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="));
     PathBuf::from(home.expect("every cmake cache names its home directory"))
 }

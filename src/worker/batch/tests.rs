@@ -124,7 +124,12 @@ struct Bench {
 fn bench(sequences: u32, context: u32) -> Bench {
     let (queue, incoming) = queue();
     let stop = CancellationToken::new();
-    Bench { scheduler: Scheduler::new(Scripted::new(sequences, context), stop.clone()), queue, incoming, stop }
+    Bench {
+        scheduler: Scheduler::new(Scripted::new(sequences, context), stop.clone()),
+        queue,
+        incoming,
+        stop,
+    }
 }
 
 fn tokens(text: &str) -> Vec<Token> {
