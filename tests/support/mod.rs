@@ -1,1 +1,6 @@
+//! What several test files need.
+
 pub mod gguf;
+pub mod hub;
+pub mod node;
+pub mod pidns;

@@ -1,0 +1,218 @@
+//! One static file: it needs nothing beside it, and finds names and trusts certificates where a static program that
+//! asked glibc for them would die.
+
+use crate::support::gguf::{Tiny, tiny};
+use crate::support::hub::{self, TestHub};
+use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Reference, Settings, Store};
+use sha2::Digest as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use tokio::net::UdpSocket;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+const RBEE: &str = env!("CARGO_BIN_EXE_rbee");
+/// Where the test in the namespace finds its files.
+const INSIDE: &str = "RBEE_TEST_NAMES";
+
+fn run(program: &str, arguments: &[&str]) -> Option<Output> {
+    Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_is_one_file_that_no_loader_is_needed_for() {
+    if !cfg!(target_feature = "crt-static") {
+        return eprintln!("skipped: this build is not static");
+    }
+    match run("ldd", &[RBEE]) {
+        None => eprintln!("skipped: there is no ldd"),
+        Some(output) => {
+            let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(
+                told.contains("not a dynamic executable") || told.contains("statically linked"),
+                "{told}"
+            );
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn it_runs_where_there_is_nothing_else() {
+    if !cfg!(target_feature = "crt-static") {
+        return eprintln!("skipped: this build is not static");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let copy = root.path().join("rbee");
+    std::fs::copy(RBEE, &copy).unwrap();
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    let root = root.path().to_string_lossy();
+    let output = match run("unshare", &["-r", "true"]) {
+        Some(probe) if probe.status.success() => run("unshare", &["-r", "chroot", &root, "/rbee", "version"]),
+        _ => run("chroot", &[&root, "/rbee", "version"]),
+    };
+    match output {
+        Some(output) if String::from_utf8_lossy(&output.stderr).contains("Operation not permitted") => {
+            eprintln!("skipped: this system lets nobody change the root directory");
+        }
+        Some(output) => {
+            assert!(output.status.success(), "{output:?}");
+            assert!(
+                String::from_utf8_lossy(&output.stdout).contains(env!("CARGO_PKG_VERSION")),
+                "{output:?}"
+            );
+        }
+        None => eprintln!("skipped: there is no unshare or chroot"),
+    }
+}
+
+/// A world of its own: a hosts file, a name server, a `getent`, and an nsswitch.conf of the kind that kills static programs.
+const SETUP: &str = r#"
+set -e
+ip link set lo up
+for file in hosts resolv.conf nsswitch.conf; do mount --bind "$RBEE_TEST_NAMES/$file" "/etc/$file"; done
+exec "$@"
+"#;
+
+/// This very executable is static, too, so it stands for the program: names, TLS and the store are the program's own code.
+#[cfg(target_os = "linux")]
+#[test]
+fn names_and_private_authorities_work_in_a_static_program() {
+    const NAME: &str = "statics::names_and_private_authorities_work_in_a_static_program";
+    if let Some(dir) = std::env::var_os(INSIDE) {
+        return fetch_by_every_kind_of_name(Path::new(&dir));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("hosts", "127.0.0.1 localhost\n127.0.0.1 hub.test\n");
+    write("resolv.conf", "nameserver 127.0.0.1\n");
+    write("nsswitch.conf", "hosts: mymachines resolve files dns\npasswd: sss files\n");
+    std::fs::create_dir(dir.path().join("bin")).unwrap();
+    let getent =
+        "#!/bin/sh\n[ \"$1 $2\" = 'ahosts hub.local' ] && echo '127.0.0.1 STREAM hub.local' || exit 2\n";
+    write("bin/getent", getent);
+    std::fs::set_permissions(dir.path().join("bin/getent"), PermissionsExt::from_mode(0o755)).unwrap();
+    write("ca.pem", "");
+
+    let namespace = ["-rmn", "sh", "-c", SETUP, "sh"];
+    let command = |arguments: &[&std::ffi::OsStr]| {
+        let path = format!("{}:{}", dir.path().join("bin").display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("unshare");
+        command.args(namespace).args(arguments).stdin(Stdio::null());
+        command.env("PATH", path).env(INSIDE, dir.path()).env("SSL_CERT_FILE", dir.path().join("ca.pem"));
+        command.output()
+    };
+    if !command(&["true".as_ref()]).is_ok_and(|probe| probe.status.success()) {
+        return eprintln!(
+            "skipped: this system makes no mount and network namespaces (unshare -rmn, ip, mount)"
+        );
+    }
+    let this = std::env::current_exe().unwrap();
+    let output =
+        command(&[this.as_os_str(), "--exact".as_ref(), NAME.as_ref(), "--nocapture".as_ref()]).unwrap();
+    let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+const NAMES: [&str; 3] = ["hub.test", "hub-by-dns.test", "hub.local"];
+
+#[tokio::main(flavor = "current_thread")]
+async fn fetch_by_every_kind_of_name(dir: &Path) {
+    let server = UdpSocket::bind("127.0.0.1:53").await.unwrap();
+    tokio::spawn(serve_names(server));
+    let tls = authority(dir);
+    let bytes = tiny(&Tiny::default());
+    for name in NAMES {
+        let hub = TestHub::serve("127.0.0.1:0", Some(tls.clone()), bytes.clone(), []).await;
+        let endpoint = format!("https://{name}:{}", hub.address.port());
+        let state = tempfile::tempdir().unwrap();
+        fetch(&endpoint, state.path(), &bytes).await.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        assert_eq!(hub.asked().len(), 1, "{name}");
+    }
+    // A name that the certificate is not for, and one that nobody knows.
+    let hub = TestHub::serve("127.0.0.1:0", Some(tls), bytes.clone(), []).await;
+    let state = tempfile::tempdir().unwrap();
+    for (name, says) in [("localhost", "certificate"), ("nobody.test", "no address is known")] {
+        let endpoint = format!("https://{name}:{}", hub.address.port());
+        let failure = fetch(&endpoint, state.path(), &bytes).await.unwrap_err();
+        assert!(failure.message.contains(says), "{name}: {failure}");
+    }
+    assert_eq!(hub.asked().len(), 0);
+}
+
+async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rbee::wire::Failure> {
+    let cache = state.join("hub");
+    let hub = Hub::find(|name| match name {
+        "HF_ENDPOINT" => Some(endpoint.into()),
+        "HF_HUB_CACHE" => Some(cache.clone().into()),
+        _ => None,
+    });
+    let mut settings = Settings::new(state.join("models"), state.join("run"), hub.unwrap());
+    settings.limits.attempts_max = 1;
+    let store = Store::open(settings).unwrap();
+    let recipe = Recipe {
+        id: "tiny".into(),
+        kind: Kind::Model,
+        name: "Tiny".into(),
+        description: "noise".into(),
+        license: "CC0-1.0".into(),
+        context: 2048,
+        size: bytes.len() as u64,
+        sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
+        hub: HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() },
+        fallback: None,
+    };
+    store.fetch(&Reference::Recipe(Arc::new(recipe)), &|_| {}, &CancellationToken::new()).await
+}
+
+/// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.
+fn authority(dir: &Path) -> TlsAcceptor {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    std::fs::write(dir.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let names = NAMES.map(str::to_owned).to_vec();
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A name server that knows one name.
+async fn serve_names(socket: UdpSocket) {
+    const HEADER_BYTES: usize = 12;
+    const TYPE_A: [u8; 2] = [0, 1];
+    let known = b"\x0ahub-by-dns\x04test\x00";
+    let mut buffer = [0; 1500];
+    loop {
+        let (length, from): (usize, SocketAddr) = socket.recv_from(&mut buffer).await.unwrap();
+        let question = &buffer[HEADER_BYTES..length];
+        let Some(name_bytes) = question.iter().position(|byte| *byte == 0).map(|end| end + 1) else {
+            continue;
+        };
+        let (name, kind) =
+            (question[..name_bytes].to_ascii_lowercase(), &question[name_bytes..name_bytes + 2]);
+        let has_answer = name == known && kind == TYPE_A;
+        let code = if name == known { 0 } else { 3 };
+        // The question's id; answer, recursion available; counts; the question; the answer, pointing at its name.
+        let mut answer = buffer[..2].to_vec();
+        answer.extend([0x81, 0x80 | code, 0, 1, 0, has_answer.into(), 0, 0, 0, 0]);
+        answer.extend(&question[..name_bytes + 4]);
+        if has_answer {
+            answer.extend([0xc0, HEADER_BYTES as u8, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+        }
+        socket.send_to(&answer, from).await.unwrap();
+    }
+}
