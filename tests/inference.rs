@@ -311,7 +311,7 @@ async fn a_chat_template_with_a_mistake_is_told_at_the_start() {
 #[tokio::test]
 async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
     let Some(model) = real_model(SMOL) else { return };
-    let worker = Worker::ready(&model, &[]).await;
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
     let body = json!({"prompt": "Bees", "max_tokens": 60, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
     stream.next().await.unwrap().unwrap();
@@ -330,7 +330,7 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
 #[tokio::test]
 async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
     let Some(model) = real_model(GEMMA) else { return };
-    let worker = Worker::ready(&model, &[]).await;
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
     let body =
         json!({"prompt": "Bees ".repeat(1_400), "max_tokens": 900, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
@@ -373,7 +373,7 @@ async fn the_end_of_the_lease_is_the_end_of_the_worker() {
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_slot_within_a_step() {
     let Some(model) = real_model(GEMMA) else { return };
-    let worker = Worker::ready(&model, &["--ctx-size", "16384", "--parallel", "2"]).await;
+    let worker = Worker::ready(&model, &["--threads", "1", "--ctx-size", "16384", "--parallel", "2"]).await;
     let prompt = "The bees of the hive fly out in the morning. ".repeat(500);
     let probe = worker.complete(&prompt[..prompt.len() / 8], 1).await;
     // Measured here and now: what one step of a prompt takes on this machine.
@@ -424,7 +424,7 @@ impl Peer {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
         command
-            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "2", "--no-webui", "-m"])
+            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "1", "--no-webui", "-m"])
             .arg(model);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let peer = Peer { child, target: Target::parse(&format!("http://127.0.0.1:{port}")).unwrap() };
@@ -479,7 +479,7 @@ async fn answers_at_temperature_zero_are_llama_server_s() {
     for name in [SMOL, GEMMA] {
         let Some(model) = real_model(name) else { continue };
         let Some(peer) = Peer::start(&model).await else { return };
-        let worker = Worker::ready(&model, &["--parallel", "1"]).await;
+        let worker = Worker::ready(&model, &["--threads", "1", "--parallel", "1"]).await;
         let mut apart = 0;
         for prompt in PROMPTS {
             let ours = worker.complete(prompt, 48).await;
