@@ -1,4 +1,4 @@
-//! What the compiler needs beside Rust: the recipes of pkgbuilds/, the C++ chat shim, and the commit this is built from.
+//! What the compiler needs beside Rust: the recipes of pkgbuilds/, the C++ chat shim, the commit this is built from.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::process::Command;
 use std::{env, fs};
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-changed=build.rs");
+    record_commit();
     embed_recipes(&root.join("pkgbuilds"), &out.join("recipes.rs"));
-    chat_shim();
-    commit();
+    compile_chat_shim();
 }
 
 /// Writes a table of every folder's worker.toml for src/model/recipe.rs to include.
@@ -33,8 +33,8 @@ fn embed_recipes(folder: &Path, table: &Path) {
     fs::write(table, text).expect("OUT_DIR can be written");
 }
 
-/// Compiles src/worker/chat_shim.cpp against the headers of the llama.cpp that llama-cpp-sys-2 has built.
-fn chat_shim() {
+/// Compiles the chat shim against the headers of the llama.cpp that llama-cpp-sys-2 has built.
+fn compile_chat_shim() {
     const SHIM: &str = "src/worker/chat_shim.cpp";
     println!("cargo::rerun-if-changed={SHIM}");
     let llama = llama_sources();
@@ -62,17 +62,17 @@ fn llama_sources() -> PathBuf {
     PathBuf::from(home.expect("every cmake cache names its home directory"))
 }
 
-/// Records the commit for `rbee version`: from git where there is one, else unknown.
-fn commit() {
-    // A path that does not exist would rerun this script, and with it the compiler, every time.
-    if Path::new(".git/HEAD").exists() {
-        println!("cargo::rerun-if-changed=.git/HEAD");
+/// Records the commit for `rbee version`: from git where there is a repository, else unknown.
+fn record_commit() {
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).is_file()) {
+        println!("cargo::rerun-if-changed={log}");
     }
-    let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
-    let commit = git
-        .ok()
-        .filter(|output| output.status.success())
-        .and_then(|output| String::from_utf8(output.stdout).ok())
-        .map_or_else(|| "unknown".into(), |text| text.trim().to_owned());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=RBEE_COMMIT={commit}");
+}
+
+fn git(words: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(words).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
 }

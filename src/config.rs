@@ -262,9 +262,9 @@ fn from_env(
 }
 
 fn from_files(flag: &'static Flag, command: &Command, files: &[File]) -> Option<Found> {
-    let global = global_flags().iter().find(|global| global.name == flag.name);
-    let own = command.sections.iter().map(|section| ((*section).to_owned(), flag.key()));
-    let keys: Vec<_> = own.chain(global.map(|global| (String::new(), global.key()))).collect();
+    let is_global = global_flags().iter().any(|global| std::ptr::eq(*global, flag));
+    let own = command.sections_of(flag).chain(is_global.then_some(""));
+    let keys: Vec<_> = own.map(|section| (section.to_owned(), flag.key())).collect();
     files.iter().find_map(|file| {
         keys.iter().find_map(|key| {
             let (values, place) = file.values.get(key)?;
@@ -358,11 +358,29 @@ mod tests {
     }
 
     #[test]
-    fn global_keys_stand_at_the_top_and_a_role_may_override_them() {
+    fn global_keys_stand_at_the_top_and_a_roles_own_in_its_table() {
         let file =
             [("/c", "queen_url = 'http://top'\n[hive]\nqueen = 'http://hive'\n[hives.far]\nanything = 1\n")];
         assert_eq!(resolve("rbee status", &[], &file).unwrap().text("queen"), Some("http://top"));
         assert_eq!(resolve("rbee hive serve", &[], &file).unwrap().text("queen"), Some("http://hive"));
+        // The embedded hive's queen is the one beside it, whatever the others on this machine ask.
+        assert_eq!(resolve("rbee serve", &[], &file).unwrap().texts("queen"), [""; 0]);
+    }
+
+    #[test]
+    fn one_process_of_two_roles_reads_both_tables() {
+        let file = [("/c", "[queen]\nqueue = 9\n[hive]\norphan_ttl = '9s'\nlisten = ['127.0.0.1:9']\n")];
+        let serve = resolve("rbee serve", &[], &file).unwrap();
+        assert_eq!(serve.number::<u32>("queue"), Some(9));
+        assert_eq!(serve.duration("orphan-ttl"), Some(Duration::from_secs(9)));
+        assert_eq!(
+            serve.texts("listen"),
+            ["127.0.0.1:7833"],
+            "where a hive listens is not where a queen does"
+        );
+        let error =
+            resolve("rbee serve", &[], &[("/c", "[queen]\norphan_ttl = '9s'")]).unwrap_err().to_string();
+        assert_eq!(error, "/c:2: unknown key `queen.orphan_ttl`");
     }
 
     #[test]

@@ -17,7 +17,7 @@ const WORKER_THREADS: usize = 2;
 fn main() -> Exit {
     match cli::parse(std::env::args_os()) {
         Ok(Request::Help(text)) => print(&text),
-        Ok(Request::Version { .. }) => print(&format!("rbee {}\n", rbee::wire::VERSION)),
+        Ok(Request::Version { json }) => print(&keeper::commands::version::text(json)),
         Ok(Request::Command(parsed)) if parsed.command.action == Action::Shim => shim(&parsed.positionals),
         Ok(Request::Command(parsed)) => match Settings::of_process(parsed) {
             Ok(settings) => dispatch(&settings),

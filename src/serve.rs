@@ -78,7 +78,12 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     let hive = match roles {
         Roles::Queen => None,
         Roles::Hive | Roles::Both => {
-            let options = hive_options(settings, &dirs, name, base_url, key.as_deref())?;
+            let mut options = hive_options(settings, &dirs, name, base_url, key.as_deref())?;
+            // RBEE_QUEEN may well name the queen in this very process, whom the hive has a shorter link to.
+            let is_us = |queen: &Target| {
+                listeners.iter().any(|(address, _)| queen.to_string() == format!("http://{address}"))
+            };
+            options.queens.retain(|queen| !is_us(queen));
             let models = settings.path("models-dir").unwrap_or(&dirs.models);
             let hub = Hub::of_process().map_err(ServeError::Hub)?;
             let store = Store::open(StoreSettings::new(models.to_owned(), dirs.run.join("fetches"), hub))?;

@@ -101,27 +101,27 @@ rbee makes the machines you own one inference cloud
 Usage: rbee COMMAND [flags]
 
 Ask:
-  run (infer)                 one answer, streamed to stdout
+  run (infer) [PROMPT…]       one answer, streamed to stdout
   status                      queen, hives, workers, models and running jobs on one screen
 
 Fleet:
   hive list (ls)              the machines of the fleet
-  hive get (show)             one machine: devices, workers, models
+  hive get (show) NAME        one machine: devices, workers, models
   workers list (ls), ps       running workers and the models they hold
-  workers get (show)          one running worker
+  workers get (show) ID       one running worker
   worker spawn                start a worker for a model, before anybody asks
 
 Models:
-  model download (pull, dl), pull
+  model download (pull, dl), pull REF
                               fetch a model and check it
   model list (ls), list       the models a hive has
-  model get (show), show      one model: architecture, size, context length, sha256, path
+  model get (show), show REF  one model: architecture, size, context length, sha256, path
 
 Jobs:
   job list (ls)               jobs that run or ran
-  job get (show)              one job's state, result or receipt
-  job follow                  watch a job from its first event on
-  job cancel                  stop a job and show what was stopped
+  job get (show) ID           one job's state, result or receipt
+  job follow ID               watch a job from its first event on
+  job cancel ID               stop a job and show what was stopped
 
 Daemons:
   serve                       queen and hive in one process; what `run` starts by itself
@@ -134,9 +134,9 @@ Daemons:
   worker serve                one model behind an OpenAI-compatible address, without queen or hive
 
 And:
-  links                       make symlinks that choose a role by their name, such as rbee-hive
+  links DIR                   make symlinks that choose a role by their name, such as rbee-hive
   version                     version and protocol of this file
-  help                        all about a command"
+  help [COMMAND…]             all about a command"
     );
 }
 

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
 mod cli;
+mod inference;
 mod models;
+mod processes;
 mod statics;
 mod support;
 mod tidy;

@@ -1,7 +1,7 @@
 //! Help, written from the table: `-h` is one line a flag, `--help` adds defaults, variables and configuration keys.
 
 use super::table::{COMMANDS, find, next_words, role_words};
-use super::{Command, Default, Flag, Group, flags};
+use super::{Command, Default, Flag, Group, Positional, flags};
 use crate::exit::Exit;
 use std::fmt::Write;
 
@@ -30,7 +30,7 @@ pub(super) fn page(words: &[&str], length: Length) -> String {
     match find(words) {
         Some(command) => command_page(command, length),
         None if words.is_empty() => overview() + &everywhere(length, &[]) + &closing(length),
-        None => group_page(words) + &everywhere(length, &[]),
+        None => group_page(words) + &everywhere(Length::Short, &[]),
     }
 }
 
@@ -60,13 +60,7 @@ fn command_page(command: &Command, length: Length) -> String {
     let mut text = String::new();
     wrap(&mut text, 0, &format!("{}: {}", command.name(), command.summary));
     let _ = write!(text, "\nUsage: rbee {}", command.name());
-    for positional in command.positionals {
-        let dots = if positional.many { "…" } else { "" };
-        let _ = match positional.required {
-            true => write!(text, " {}{dots}", positional.name),
-            false => write!(text, " [{}{dots}]", positional.name),
-        };
-    }
+    text.push_str(&arguments(command));
     text.push_str(" [flags]\n");
     let linked =
         super::LINK_NAMES.iter().filter(|link| role_words(link) == command.path).map(|l| (*l).to_owned());
@@ -85,21 +79,23 @@ fn command_page(command: &Command, length: Length) -> String {
             entry(&mut text, positional.name, positional.help);
         }
     }
-    let own: Vec<&Flag> = command.flags.iter().copied().filter(|flag| !flag.hidden).collect();
+    let own: Vec<&'static Flag> = command.flags.iter().copied().filter(|flag| !flag.hidden).collect();
     if !own.is_empty() {
         text.push_str("\nFlags:\n");
-        for flag in &own {
-            flag_entry(&mut text, flag, length, command.sections);
+        for flag in own {
+            let tables: Vec<String> = command.sections_of(flag).map(|table| format!("[{table}]")).collect();
+            let key = (!tables.is_empty()).then(|| format!("{} {}", tables.join(", "), flag.key()));
+            flag_entry(&mut text, flag, length, key);
         }
     }
-    text + &everywhere(length, command.flags)
+    text + &everywhere(Length::Short, command.flags) + "\n`rbee help` says more on these.\n"
 }
 
 /// The global flags, without those that `hidden_by` redefines.
 fn everywhere(length: Length, hidden_by: &[&Flag]) -> String {
     let mut text = "\nFlags everywhere:\n".to_owned();
     for flag in flags::GLOBAL.iter().filter(|g| hidden_by.iter().all(|own| own.name != g.name)) {
-        flag_entry(&mut text, flag, length, &[]);
+        flag_entry(&mut text, flag, length, Some(flag.key()));
     }
     entry(&mut text, "-h, --help", "this text; --help says more than -h");
     entry(&mut text, "-V, --version", "the version");
@@ -126,7 +122,7 @@ fn closing(length: Length) -> String {
     text
 }
 
-/// `model download (pull, dl)`, and the short forms that stand elsewhere as `pull`.
+/// `model download (pull, dl), pull REF`: the other last words, other paths, arguments.
 fn spelling(command: &Command) -> String {
     let siblings: Vec<&str> = command
         .aliases
@@ -145,10 +141,24 @@ fn spelling(command: &Command) -> String {
     for other in elsewhere {
         let _ = write!(text, ", {other}");
     }
+    text + &arguments(command)
+}
+
+/// ` NAME [PROMPT…]`
+fn arguments(command: &Command) -> String {
+    let mut text = String::new();
+    for Positional { name, required, many, .. } in command.positionals {
+        let dots = if *many { "…" } else { "" };
+        let _ = match required {
+            true => write!(text, " {name}{dots}"),
+            false => write!(text, " [{name}{dots}]"),
+        };
+    }
     text
 }
 
-fn flag_entry(text: &mut String, flag: &Flag, length: Length, sections: &[&str]) {
+/// `keys`: where a configuration file has it.
+fn flag_entry(text: &mut String, flag: &Flag, length: Length, keys: Option<String>) {
     let mut name = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
     let _ = write!(name, "--{}", flag.name);
     if flag.kind.takes_value() {
@@ -176,12 +186,7 @@ fn flag_entry(text: &mut String, flag: &Flag, length: Length, sections: &[&str])
     }
     facts.push(flag.env());
     facts.extend(flag.also_env.map(str::to_owned));
-    // A command without a table of its own takes the flag from line and environment only.
-    match sections.first() {
-        Some(section) => facts.push(format!("[{section}] {}", flag.key())),
-        None if flags::GLOBAL.iter().any(|global| std::ptr::eq(*global, flag)) => facts.push(flag.key()),
-        None => {}
-    }
+    facts.extend(keys);
     wrap(text, NAME_COLUMNS, &format!("[{}]", facts.join("; ")));
 }
 
@@ -222,15 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_documented_with_variable_and_value() {
+    fn every_flag_is_documented_with_value_variable_and_key() {
+        let overview = page(&[], Length::Long);
         for (page, command) in every_page() {
             for flag in command.all_flags().filter(|flag| !flag.hidden) {
-                let mut name = format!("--{}", flag.name);
-                if flag.kind.takes_value() {
-                    name = format!("{name} {}", flag.value);
+                let is_own = command.flags.iter().any(|own| std::ptr::eq(*own, flag));
+                let told = if is_own { &page } else { &overview };
+                let name = format!("--{} {}", flag.name, flag.value);
+                let key = command.sections.first().map_or(String::new(), |_| flag.key());
+                // Line breaks may fall anywhere between words.
+                let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+                for fact in [name.trim_end(), &flag.env(), &key] {
+                    assert!(told.contains(fact), "{fact} in\n{told}");
                 }
-                assert!(page.contains(&name), "{name} in\n{page}");
-                assert!(page.contains(&flag.env()), "{} in\n{page}", flag.env());
+                assert!(page.contains(&format!("--{}", flag.name)), "--{} in\n{page}", flag.name);
             }
             for flag in command.flags.iter().filter(|flag| flag.hidden) {
                 assert!(!page.contains(&format!("--{}", flag.name)), "{} in\n{page}", flag.name);

@@ -15,7 +15,7 @@ pub mod value;
 pub use help::overview;
 pub use parse::{Parsed, Request, UsageError, parse};
 pub use suggest::nearest;
-pub use table::{COMMANDS, LINK_NAMES, find};
+pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
 pub use value::Kind;
 
 /// Flags that every command takes, in any place.
@@ -92,7 +92,8 @@ pub struct Command {
     pub positionals: &'static [Positional],
     /// Its own flags; the global ones (`flags::GLOBAL`) come on top. An own flag hides a global one of the same name.
     pub flags: &'static [&'static Flag],
-    /// Tables of the configuration file that speak to it, the nearest first. Global flags stand outside of tables.
+    /// Tables of the configuration file that speak to it. The command that names one table alone owns it: the table's
+    /// keys are its flags. Global flags stand outside of tables.
     pub sections: &'static [&'static str],
     pub hidden: bool,
 }
@@ -155,8 +156,10 @@ impl Command {
         self.all_flags().find(|flag| flag.is(name))
     }
 
-    pub fn short_flag(&self, short: char) -> Option<&'static Flag> {
-        self.all_flags().find(|flag| flag.short == Some(short))
+    /// The tables of the configuration file that may hold one of its own flags.
+    pub fn sections_of(&self, flag: &'static Flag) -> impl Iterator<Item = &'static str> {
+        let has = move |section: &&str| section_flags(section).any(|other| std::ptr::eq(other, flag));
+        self.sections.iter().copied().filter(has)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Every command that works today. A long file on purpose: it is the table.
 
 use super::flags::*;
-use super::{Action, Command, Group, Positional, Role};
+use super::{Action, Command, Flag, Group, Positional, Role};
 
 const fn required(name: &'static str, help: &'static str) -> Positional {
     Positional { name, help, required: true, many: false }
@@ -351,6 +351,20 @@ pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
         }
     }
     next
+}
+
+/// The tables that a configuration file may have.
+pub fn sections() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().filter_map(|command| match command.sections {
+        [section] => Some(*section),
+        _ => None,
+    })
+}
+
+/// The flags that may be keys of a table.
+pub fn section_flags(section: &str) -> impl Iterator<Item = &'static Flag> {
+    let owner = COMMANDS.iter().find(|command| command.sections == [section]);
+    owner.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden)
 }
 
 /// What a symlink's name stands for; `rbee` and any other name mean the keeper.

@@ -2,7 +2,7 @@
 
 use super::{ConfigError, Place};
 use crate::cli::value::Value;
-use crate::cli::{COMMANDS, Command, Flag, global_flags, nearest};
+use crate::cli::{Flag, global_flags, nearest, section_flags, sections};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -71,12 +71,12 @@ impl File {
             let section: &str = key.get_ref();
             match value.get_ref() {
                 _ if section == RESERVED_TABLE => {}
-                DeValue::Table(table) if sections().contains(&section) => {
+                DeValue::Table(table) if is_section(section) => {
                     for (key, value) in table.iter() {
                         file.insert(section, key.get_ref(), reader.entry(section, key, value.get_ref())?);
                     }
                 }
-                other if sections().contains(&section) => {
+                other if is_section(section) => {
                     let expected = format!("a table: write [{section}] on a line of its own");
                     return Err(reader.bad("", key, other.type_str().to_owned(), expected));
                 }
@@ -143,7 +143,7 @@ impl Reader<'_> {
 
     fn unknown(&self, section: &str, key: &Key<'_>, known: &[&Flag]) -> ConfigError {
         let keys: Vec<String> = known.iter().map(|flag| flag.key()).collect();
-        let tables = section.is_empty().then(sections).unwrap_or_default();
+        let tables: Vec<&str> = sections().filter(|_| section.is_empty()).collect();
         let nearest = nearest(key.get_ref(), keys.iter().map(String::as_str).chain(tables));
         ConfigError::UnknownKey {
             at: self.place(key.span().start),
@@ -175,21 +175,11 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// The tables a file may have.
-fn sections() -> Vec<&'static str> {
-    let mut names: Vec<&str> = COMMANDS.iter().flat_map(|command| command.sections).copied().collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
 /// What a table's keys may be; "" stands for the top of the file.
 fn flags_of(section: &str) -> Vec<&'static Flag> {
-    if section.is_empty() {
-        return global_flags().to_vec();
-    }
-    // The command that speaks for the section first: its flags' kinds count.
-    let mut commands: Vec<&Command> = COMMANDS.iter().filter(|c| c.sections.contains(&section)).collect();
-    commands.sort_by_key(|command| command.sections.len());
-    commands.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden).collect()
+    if section.is_empty() { global_flags().to_vec() } else { section_flags(section).collect() }
+}
+
+fn is_section(name: &str) -> bool {
+    sections().any(|section| section == name)
 }

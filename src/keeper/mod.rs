@@ -1,7 +1,7 @@
 //! The keeper: the person's command line. It has no state: it asks a queen or a hive, starts them where the command says so,
 //! and shows what comes back. Results go to stdout, everything else to stderr.
 
-mod commands;
+pub mod commands;
 mod follow;
 mod render;
 mod server;
@@ -81,7 +81,7 @@ pub async fn run(settings: &Settings) -> Exit {
 }
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    use commands::{daemons, hives, jobs, links, models, run, status, version, workers};
+    use commands::{daemons, hives, jobs, links, models, run, status, workers};
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
         Action::Status => status::status(settings, render).await,
@@ -101,14 +101,14 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
-        Action::Links => links::run(settings).map_err(|error| KeeperError::local("links", error)),
-        Action::Version => version::version(render),
-        // Daemons, the worker, the shim and help are main's.
+        Action::Links => links::links(settings, render),
+        // Daemons, the worker, the shim, help and version are main's.
         Action::Serve
         | Action::QueenServe
         | Action::HiveServe
         | Action::WorkerServe
         | Action::Help
+        | Action::Version
         | Action::Shim => Err(KeeperError::Usage("this command is not the keeper's".into())),
     }
 }

@@ -1,5 +1,6 @@
 //! The descriptors a child is born with, checked before they are believed.
 
+use super::platform;
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -13,7 +14,7 @@ pub const SHIM_PIPE_FD: RawFd = 4;
 /// Takes the listening socket inherited as `fd`. Call it once a descriptor, before anything else opens files.
 pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
     let owned = take(fd)?;
-    if !rustix::net::sockopt::socket_acceptconn(&owned)? {
+    if !platform::is_listening(&owned)? {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("descriptor {fd} is not a listening socket"),

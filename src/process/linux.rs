@@ -126,6 +126,10 @@ pub(super) fn wait_for_end(pids: &[i32], limit: Duration) {
     }
 }
 
+pub(super) fn is_listening(fd: &OwnedFd) -> io::Result<bool> {
+    Ok(rustix::net::sockopt::socket_acceptconn(fd)?)
+}
+
 pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
 }

@@ -5,7 +5,7 @@ use super::identity::{Entry, Identity};
 use rustix::event::kqueue::{Event, EventFilter, EventFlags, ProcessEvents, kevent, kqueue};
 use rustix::process::{Pid, Signal};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -123,6 +123,12 @@ pub(super) fn wait_for_end(pids: &[i32], limit: Duration) {
         // An error (it has ended already) or the timeout: who asked looks again at what lives.
         let _ = unsafe { kevent(&queue, &[watch], rustix::buffer::spare_capacity(&mut ended), Some(left)) };
     }
+}
+
+/// Whether it listens is not told here, only whether it is a socket.
+pub(super) fn is_listening(fd: &OwnedFd) -> io::Result<bool> {
+    let mode = rustix::fs::fstat(fd)?.st_mode;
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Socket)
 }
 
 pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {

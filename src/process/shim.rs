@@ -231,7 +231,7 @@ impl Shim {
             Phase::Waiting { until } | Phase::Terminating { until } | Phase::Farewell { until } => {
                 Some(until)
             }
-            Phase::Lingering { idle, until } => Some(idle.min(until)),
+            Phase::Lingering { idle, until } => Some(idle.min(until).min(self.orphaned.unwrap_or(until))),
             Phase::Killing { until, sweep } => Some(until.min(sweep)),
             Phase::Running => self.orphaned,
             Phase::Gone => None,
@@ -242,7 +242,9 @@ impl Shim {
         let now = Instant::now();
         match self.phase {
             Phase::Waiting { until } if now >= until => self.leave(),
-            Phase::Running if self.orphaned.is_some_and(|deadline| now >= deadline) => {
+            Phase::Running | Phase::Lingering { .. }
+                if self.orphaned.is_some_and(|deadline| now >= deadline) =>
+            {
                 self.terminate(self.record.spec.grace());
             }
             Phase::Lingering { idle, until } if now >= idle.min(until) => self.kill(),

@@ -20,6 +20,10 @@ use tokio::sync::{broadcast, watch};
 
 /// Tries of one request, as long as its client has seen nothing.
 pub const ATTEMPTS_MAX: u32 = 2;
+/// Spawns that one request may cause: a model whose workers die as soon as they are up must not be started for ever.
+pub const SPAWNS_MAX: u32 = 3;
+/// How long a cancel waits for word that its slot is free: a decode step, and the way there and back.
+pub const SLOT_FREE_MAX: Duration = Duration::from_secs(3);
 /// Events of a spawn that wait for a watcher; a slow one misses some.
 pub const SPAWN_EVENTS_MAX: usize = 256;
 /// What a client should wait when every slot is busy.
@@ -170,6 +174,17 @@ impl Dispatcher {
         Err(lost)
     }
 
+    /// Waits until the hive has said that no more of a worker's slots are busy than this queen still uses. False when that
+    /// word did not come in time; another queen's requests can be the reason.
+    pub async fn freed(&self, worker_id: &str) -> bool {
+        let is_free = |fleet: &Fleet| {
+            let ours = self.state().in_flight.get(worker_id).copied().unwrap_or(0);
+            fleet.workers().all(|worker| worker.worker_id != worker_id || worker.slots_busy <= ours)
+        };
+        let mut fleet = self.registry.watch();
+        tokio::time::timeout(SLOT_FREE_MAX, fleet.wait_for(is_free)).await.is_ok()
+    }
+
     /// Waits until telemetry has taken a lost worker out, so that the next try is not sent to it again.
     async fn forgotten(&self, hive: &str, worker_id: &str) {
         let gone = |fleet: &Fleet| {
@@ -190,6 +205,7 @@ impl Dispatcher {
         let mut ticket: Option<Ticket<'_>> = None;
         let mut waited = Waited::new(self.limits.queue_wait);
         let mut told_position = 0;
+        let mut spawns = 0;
         loop {
             let known = fleet.borrow_and_update().clone();
             freed.mark_unchanged();
@@ -197,8 +213,20 @@ impl Dispatcher {
             let (slots_total, slots_busy) = match decision {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(hive) => {
-                    self.spawn(hive, want, tell).await?;
-                    continue;
+                    spawns += 1;
+                    match self.spawn(hive, want, tell).await {
+                        Ok(()) if spawns < SPAWNS_MAX => continue,
+                        // The next decision finds another hive, or says that there is none.
+                        Err(failure) if failure.code == Code::HiveLost && spawns < SPAWNS_MAX => continue,
+                        Ok(()) => {
+                            let what = format!(
+                                "{spawns} workers for `{}` ended as soon as they were up",
+                                want.model
+                            );
+                            return Err(Failure::new(Code::WorkerLost, what));
+                        }
+                        Err(failure) => return Err(failure),
+                    }
                 }
                 Placed::Loading => {
                     tokio::select! {

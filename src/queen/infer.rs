@@ -14,26 +14,41 @@ use crate::wire::operation::Infer;
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// The longest text collected for the result; tokens go on as events.
 pub const TEXT_BYTES_MAX: usize = 4 << 20;
 
 pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer) -> Outcome {
-    let started = Instant::now();
     let token = job.token().clone();
-    tokio::select! {
-        outcome = answer(&queen, &job, operation) => outcome.into(),
-        // Dropping the answer closes its stream: through the link and the hive that frees the worker's slot.
-        () = token.cancelled() => Outcome::Cancelled(Receipt {
+    let used = Mutex::new(None);
+    let answered = token.run_until_cancelled(answer(&queen, &job, operation, &used)).await;
+    let Some(answered) = answered else {
+        // The answer was dropped with its stream: through the link and the hive that ends the worker's work on it. The
+        // receipt says so only when the hive has.
+        let started = Instant::now();
+        let worker = used.into_inner().unwrap_or_default();
+        let clean = match worker {
+            Some(worker) => queen.dispatcher.freed(&worker).await,
+            None => true,
+        };
+        return Outcome::Cancelled(Receipt {
+            clean,
             ms: started.elapsed().as_millis() as u64,
             ..Receipt::default()
-        }),
-    }
+        });
+    };
+    answered.into()
 }
 
-async fn answer(queen: &Arc<Queen>, job: &Context, operation: Infer) -> Result<Value, Failure> {
+/// Asks a worker and turns what it says into events; `used` is told which one.
+async fn answer(
+    queen: &Arc<Queen>,
+    job: &Context,
+    operation: Infer,
+    used: &Mutex<Option<String>>,
+) -> Result<Value, Failure> {
     let want = Want {
         model: operation.model.clone(),
         hive: operation.hive.clone(),
@@ -46,6 +61,9 @@ async fn answer(queen: &Arc<Queen>, job: &Context, operation: Infer) -> Result<V
     let answer = queen.dispatcher.send(&want, path, body, &job.id().to_string(), &tell).await?;
     let status = answer.response.status();
     let mut collected = Collected { worker_id: answer.slot.worker_id.clone(), ..Collected::default() };
+    if let Ok(mut used) = used.lock() {
+        *used = Some(collected.worker_id.clone());
+    }
     if !status.is_success() {
         let body = http_body_util::BodyExt::collect(answer.response.into_body()).await;
         let bytes = body.map(|whole| whole.to_bytes()).unwrap_or_default();

@@ -359,3 +359,6 @@ fn share(missing: &[usize], rows_max: usize, turn: usize) -> Vec<usize> {
     }
     shares
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,6 +111,12 @@ impl Generation {
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
+
+    /// The next event if there is one already.
+    #[cfg(test)]
+    pub fn now(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
 }
 
 pub fn queue() -> (Queue, mpsc::Receiver<Work>) {

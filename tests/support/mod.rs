@@ -1,4 +1,5 @@
-//! What several tests lean on.
+//! What several test files need.
 
 pub mod gguf;
 pub mod hub;
+pub mod pidns;

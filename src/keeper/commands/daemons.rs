@@ -45,6 +45,14 @@ pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Res
         Ok(info) => info,
         Err(client::AskError::Refused(failure)) => return Err(failure.into()),
         Err(client::AskError::Client(error)) => {
+            if let Some(pid) = inside_serve(settings, daemon) {
+                if render.is_json() {
+                    let value = json!({"role": "hive", "status": "up", "pid": pid, "inside": "serve"});
+                    return render.value(&value).map_err(writing);
+                }
+                let line = format!("hive up, inside `rbee serve` (pid {pid}); `rbee status` shows it\n");
+                return render.answer(&line).map_err(writing);
+            }
             if render.is_json() {
                 render.value(&json!({"role": daemon.role, "status": "down"})).map_err(writing)?;
                 return Err(KeeperError::Down);
@@ -66,6 +74,20 @@ pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Res
         ago(info.started_at)
     );
     render.answer(&line).map_err(writing)
+}
+
+/// The pid of an `rbee serve` that is the hive of this state directory: it has no address of its own.
+fn inside_serve(settings: &Settings, daemon: Daemon) -> Option<i32> {
+    let dirs = Dirs::of_process(settings.path("state-dir")).ok()?;
+    let is_here = daemon.role == "hive" && settings.text("hive").is_none_or(|hive| hive == "localhost");
+    if !is_here
+        || !crate::daemon::is_locked(&dirs.lock("hive"))
+        || !crate::daemon::is_locked(&dirs.lock("queen"))
+    {
+        return None;
+    }
+    let pid = |role| std::fs::read_to_string(dirs.lock(role)).ok()?.trim().parse::<i32>().ok();
+    pid("hive").filter(|hive| pid("queen") == Some(*hive))
 }
 
 /// Stops the daemon of this machine and state directory: found by its lock, not by a name in a process list.

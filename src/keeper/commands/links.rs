@@ -3,8 +3,10 @@
 
 use crate::cli::LINK_NAMES;
 use crate::config::Settings;
+use crate::keeper::KeeperError;
+use crate::keeper::render::Render;
 use std::ffi::OsStr;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
@@ -21,20 +23,27 @@ pub enum LinkError {
     Create { path: PathBuf, source: io::Error },
     #[error("removing the link `{}`", path.display())]
     Remove { path: PathBuf, source: io::Error },
-    #[error("writing the list of links")]
-    Print(#[source] io::Error),
 }
 
-/// Makes or removes the links for this program and prints the path of each one that changed.
-pub fn run(settings: &Settings) -> Result<(), LinkError> {
+/// Makes or removes the links for this program and tells the path of each one that changed.
+pub fn links(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
+    let dir = Path::new(&settings.positionals()[0]);
+    let changed = change(dir, settings.on("remove")).map_err(|error| KeeperError::local("links", error))?;
+    let paths: Vec<_> = changed.iter().map(|path| path.to_string_lossy()).collect();
+    let written = match render.is_json() {
+        true => render.value(&serde_json::json!({ "changed": paths })),
+        false => render.answer(&paths.iter().map(|path| format!("{path}\n")).collect::<String>()),
+    };
+    written.map_err(|error| KeeperError::local("writing the list of links", error))
+}
+
+fn change(dir: &Path, remove_them: bool) -> Result<Vec<PathBuf>, LinkError> {
     let program = std::env::current_exe().and_then(|path| path.canonicalize()).map_err(LinkError::Program)?;
-    let dir = PathBuf::from(&settings.positionals()[0]);
-    let changed = if settings.on("remove") { remove(&dir, &program)? } else { make(&dir, &program)? };
-    print(&changed, settings.on("json")).map_err(LinkError::Print)
+    if remove_them { remove(dir, &program) } else { make(dir, &program) }
 }
 
 /// Links every name in `dir` to `program`, and tells the paths of those that were not there yet.
-pub fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
+fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
     let dir = open(dir)?;
     // Beside the program itself the links are relative, so that the folder can be moved as a whole.
     let target = match (program.parent(), program.file_name()) {
@@ -58,7 +67,7 @@ pub fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
 }
 
 /// Removes the links in `dir` that lead to `program`, whatever their form, and tells their paths.
-pub fn remove(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
+fn remove(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
     let dir = open(dir)?;
     let mut removed = Vec::new();
     for name in LINK_NAMES {
@@ -109,13 +118,4 @@ fn replace(path: &Path, target: &Path) -> io::Result<()> {
     let fresh = path.with_file_name(format!(".rbee-link-{}", std::process::id()));
     std::os::unix::fs::symlink(target, &fresh)?;
     std::fs::rename(&fresh, path).inspect_err(|_| drop(std::fs::remove_file(&fresh)))
-}
-
-fn print(paths: &[PathBuf], json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if json {
-        let paths: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
-        return writeln!(out, "{}", serde_json::json!({ "changed": paths }));
-    }
-    paths.iter().try_for_each(|path| writeln!(out, "{}", path.display()))
 }

@@ -1,16 +1,13 @@
-//! `rbee version`.
+//! `rbee version`. It has to work whatever is wrong with the configuration, so main.rs prints it before any is read.
 
-use crate::keeper::KeeperError;
-use crate::keeper::render::Render;
 use crate::wire::{PROTOCOL, VERSION};
 use serde_json::json;
 
-pub fn version(render: &Render) -> Result<(), KeeperError> {
-    let commit = env!("RBEE_COMMIT");
-    let written = if render.is_json() {
-        render.value(&json!({"version": VERSION, "protocol": PROTOCOL, "build": commit}))
-    } else {
-        render.answer(&format!("rbee {VERSION} (protocol {PROTOCOL}, build {commit})\n"))
-    };
-    written.map_err(|error| KeeperError::local("writing the version", error))
+pub fn text(is_json: bool) -> String {
+    let build = env!("RBEE_COMMIT");
+    if is_json {
+        let value = json!({"version": VERSION, "protocol": PROTOCOL, "build": build});
+        return format!("{value}\n");
+    }
+    format!("rbee {VERSION} (protocol {PROTOCOL}, build {build})\n")
 }

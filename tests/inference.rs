@@ -1,0 +1,504 @@
+//! The worker through its own program: answers, streams, refusals, cancelling, ending. A tiny random model is written on the
+//! spot; what needs a real one looks for it in RBEE_TEST_MODELS, and what compares with llama.cpp's own server
+//! for that in RBEE_TEST_PEER (a folder with llama-server); without them those tests say that they were skipped.
+
+use crate::support::gguf::{Fault, Tiny, corrupt, tiny};
+use command_fds::{CommandFdExt, FdMapping};
+use rbee::http::client::{self, Target};
+use rbee::http::sse::{Event, Reader};
+use rbee::wire::Failure;
+use rbee::worker::engine::{Engine, Row, Token};
+use rbee::worker::{Options, sampler};
+use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_rbee");
+const SMOL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
+/// Nothing here takes as long, on a machine that does something else besides.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// B15, beside the decode step that runs.
+const CANCEL_MAX: Duration = Duration::from_millis(100);
+
+/// A worker on a listening socket that this test bound, so that it can be asked from the first moment on.
+struct Worker {
+    child: Child,
+    target: Target,
+    _directory: TempDir,
+}
+
+impl Worker {
+    fn start(model: &Path, flags: &[&str]) -> Worker {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("w.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let mut command = Command::new(BINARY);
+        command.args(["worker", "serve", "--listen", "fd:3", "--model"]).arg(model).args(flags);
+        command.env_clear().env("HOME", directory.path()).stdin(Stdio::null()).stderr(Stdio::piped());
+        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(listener), child_fd: 3 }]).unwrap();
+        println!("{command:?}");
+        let child = command.spawn().unwrap();
+        Worker { child, target: Target::unix(&socket), _directory: directory }
+    }
+
+    async fn ready(model: &Path, flags: &[&str]) -> Worker {
+        let worker = Worker::start(model, flags);
+        let events = worker.events(client::get("/v1/loading/progress").unwrap()).await;
+        assert_eq!(events.last().map(|event| event.data.as_str()), Some("[DONE]"), "{events:?}");
+        worker
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let answer = client::ask(&self.target, client::get(path).unwrap());
+        tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap()
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let answer = client::ask(&self.target, client::post(path, body).unwrap());
+        match tokio::time::timeout(PATIENCE, answer).await.unwrap() {
+            Ok(value) => Ok(value),
+            Err(client::AskError::Refused(failure)) => Err(failure),
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+
+    async fn open(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Reader<impl http_body::Body<Data = bytes::Bytes, Error = hyper::Error>> {
+        let answer = client::send(&self.target, client::post(path, body).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        Reader::new(answer.into_body())
+    }
+
+    async fn events(&self, request: http::Request<rbee::http::Body>) -> Vec<Event> {
+        let answer = client::send(&self.target, request).await.unwrap();
+        let mut reader = Reader::new(answer.into_body());
+        let mut events = Vec::new();
+        while let Some(event) = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
+            events.push(event);
+        }
+        events
+    }
+
+    async fn complete(&self, prompt: &str, max_tokens: u32) -> Value {
+        let body = json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "rbee": {}});
+        self.post("/v1/completions", &body).await.unwrap()
+    }
+
+    async fn busy_slots(&self) -> usize {
+        let slots = self.get("/slots").await;
+        slots.as_array().unwrap().iter().filter(|slot| slot["is_processing"] == true).count()
+    }
+
+    /// How long until no slot is busy any more. Asks again and again: the answer itself is what is timed.
+    async fn freed_within(&self) -> Duration {
+        let start = Instant::now();
+        while self.busy_slots().await > 0 {
+            assert!(start.elapsed() < PATIENCE, "the slot is still busy");
+        }
+        start.elapsed()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its end, and what it said on stderr.
+    async fn ended(mut self) -> (ExitStatus, String) {
+        let stderr = self.child.stderr.take();
+        let waiting = tokio::task::spawn_blocking(move || {
+            let said = stderr.map(|pipe| std::io::read_to_string(pipe).unwrap()).unwrap_or_default();
+            (self.child.wait().unwrap(), said)
+        });
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Fails only if it has ended, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A tiny model on disk.
+fn tiny_model() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tiny.gguf");
+    std::fs::write(&path, tiny(&Tiny::default())).unwrap();
+    (directory, path)
+}
+
+/// A real model, or why the test is skipped.
+fn real_model(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("RBEE_TEST_MODELS").map(|directory| Path::new(&directory).join(name));
+    let found = path.filter(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("skipped: {name} is not in the folder that RBEE_TEST_MODELS names");
+    }
+    found
+}
+
+const ONE_THREAD: [&str; 2] = ["--threads", "1"];
+
+fn chat(text: &str, more: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": text}], "max_tokens": 24});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn a_stream_holds_the_same_answer_as_a_whole_one_in_openai_s_shape() {
+    let (_directory, model) = tiny_model();
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
+    assert_eq!(worker.get("/health").await["status"], "ok");
+    assert_eq!(
+        worker.get("/v1/ready").await,
+        json!({"ready": true, "state": "ready", "progress_url": "/v1/loading/progress"})
+    );
+    assert_eq!(worker.get("/v1/models").await["data"][0]["id"], "tiny");
+
+    let whole = worker.post("/v1/chat/completions", &chat("hello", json!({"seed": 7}))).await.unwrap();
+    assert_eq!(whole["object"], "chat.completion");
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+
+    let options = json!({"seed": 7, "stream": true, "stream_options": {"include_usage": true}});
+    let request = client::post("/v1/chat/completions", &chat("hello", options)).unwrap();
+    let events = worker.events(request).await;
+    let (done, chunks) = events.split_last().unwrap();
+    assert_eq!(done.data, "[DONE]");
+    let chunks: Vec<Value> = chunks.iter().map(|event| serde_json::from_str(&event.data).unwrap()).collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["id"] == chunks[0]["id"])
+    );
+    assert!(chunks.iter().all(|chunk| chunk.get("rbee").is_none()), "token ids only for who asks");
+    let [.., last, usage] = &chunks[..] else { panic!("{chunks:?}") };
+    assert_eq!(last["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);
+    assert_eq!(last["timings"]["predicted_n"], whole["usage"]["completion_tokens"]);
+    assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &whole["usage"]));
+    let streamed: String =
+        chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(streamed, text);
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_refused_with_a_sentence_and_takes_no_slot() {
+    let (_directory, model) = tiny_model();
+    let worker =
+        Worker::ready(&model, &[&ONE_THREAD[..], &["--parallel", "2", "--ctx-size", "512"]].concat()).await;
+    for (path, body, code) in [
+        ("/v1/chat/completions", chat("hi", json!({"tools": [{}]})), "INVALID_REQUEST"),
+        ("/v1/chat/completions", chat("hi", json!({"temperature": -1})), "INVALID_REQUEST"),
+        ("/v1/chat/completions", json!({"messages": []}), "INVALID_REQUEST"),
+        ("/v1/completions", json!({"prompt": ["a", "b"]}), "INVALID_REQUEST"),
+        ("/v1/completions", json!({"prompt": "word ".repeat(300)}), "CONTEXT_LENGTH_EXCEEDED"),
+        ("/v1/completions", json!({"prompt": "a", "max_tokens": 500}), "CONTEXT_LENGTH_EXCEEDED"),
+        ("/detokenize", json!({"tokens": [-1]}), "INVALID_REQUEST"),
+        ("/detokenize", json!({"tokens": [999_999]}), "INVALID_REQUEST"),
+        ("/v1/embeddings", json!({"input": "a"}), "NOT_FOUND"),
+        ("/health", json!({}), "METHOD_NOT_ALLOWED"),
+    ] {
+        let failure = worker.post(path, &body).await.unwrap_err();
+        assert_eq!(json!(failure.code), code, "{path}: {}", failure.message);
+        assert!(failure.message.len() > 10, "{failure:?}");
+    }
+    let failure =
+        worker.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 500})).await.unwrap_err();
+    assert_eq!(failure.details["n_ctx"], 256, "the total is shared by the slots");
+    // Nested deeper than any parser of ours goes.
+    let deep = format!("{{\"messages\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
+    let mut request = client::request("POST", "/v1/chat/completions", rbee::http::reply::full(deep)).unwrap();
+    request.headers_mut().insert("content-type", rbee::http::reply::JSON);
+    assert_eq!(client::send(&worker.target, request).await.unwrap().status(), 400);
+    assert_eq!(worker.busy_slots().await, 0);
+}
+
+#[tokio::test]
+async fn slots_work_side_by_side_and_each_gives_its_own_answer() {
+    let (_directory, model) = tiny_model();
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
+    let prompts: Vec<String> =
+        (0..12).map(|n| format!("the queen {} hive", "of bees ".repeat(n * 5))).collect();
+    let mut alone = Vec::new();
+    for prompt in &prompts {
+        alone.push(worker.complete(prompt, 24).await["rbee"]["token_ids"].clone());
+    }
+    let answers = prompts.iter().map(|prompt| worker.complete(prompt, 24));
+    let together = futures_join(answers).await;
+    for (alone, together) in alone.iter().zip(together) {
+        assert_eq!(*alone, together["rbee"]["token_ids"]);
+    }
+}
+
+/// All of them at once, in order.
+async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut pending: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(move |context| {
+        for (future, value) in pending.iter_mut().filter(|(_, value)| value.is_none()) {
+            if let std::task::Poll::Ready(ready) = future.as_mut().poll(context) {
+                *value = Some(ready);
+            }
+        }
+        match pending.iter().all(|(_, value)| value.is_some()) {
+            true => {
+                std::task::Poll::Ready(pending.iter_mut().filter_map(|(_, value)| value.take()).collect())
+            }
+            false => std::task::Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn every_kind_of_broken_model_gives_a_sentence_and_exit_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    for fault in Fault::ALL {
+        let path = directory.path().join("broken.gguf");
+        std::fs::write(&path, corrupt(fault)).unwrap();
+        let (status, said) = Worker::start(&path, &ONE_THREAD).ended().await;
+        assert_eq!(status.code(), Some(1), "{fault:?}: {status} {said}");
+        assert!(said.contains("broken.gguf") && said.lines().count() <= 3, "{fault:?}: {said}");
+    }
+    let (status, said) = Worker::start(&directory.path().join("absent.gguf"), &ONE_THREAD).ended().await;
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("absent.gguf"), "{said}");
+}
+
+#[tokio::test]
+async fn a_gpu_that_is_not_there_is_an_error_and_not_the_cpu() {
+    let (_directory, model) = tiny_model();
+    for flags in [["--n-gpu-layers", "9"], ["--device", "GPU-3"]] {
+        let (status, said) = Worker::start(&model, &flags).ended().await;
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("GPU"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_chat_template_with_a_mistake_is_told_at_the_start() {
+    let (_directory, model) = tiny_model();
+    let (status, said) = Worker::start(&model, &["--chat-template", "{% for m in %}"]).ended().await;
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("chat template"), "{said}");
+    let worker =
+        Worker::ready(&model, &["--chat-template", "{{ messages[0].content }}!", "--threads", "1"]).await;
+    let rendered = worker.post("/apply-template", &chat("hi", json!({}))).await.unwrap();
+    assert_eq!(rendered["prompt"], "hi!");
+}
+
+#[tokio::test]
+async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
+    let Some(model) = real_model(SMOL) else { return };
+    let worker = Worker::ready(&model, &[]).await;
+    let body = json!({"prompt": "Bees", "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let mut stream = worker.open("/v1/completions", &body).await;
+    stream.next().await.unwrap().unwrap();
+    worker.signal(rustix::process::Signal::TERM);
+    let mut last = String::new();
+    let mut tokens = 1;
+    while let Some(event) = stream.next().await.unwrap() {
+        tokens += 1;
+        last = event.data;
+    }
+    assert_eq!((last.as_str(), tokens > 100), ("[DONE]", true), "{tokens} events");
+    let (status, said) = worker.ended().await;
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
+    let Some(model) = real_model(GEMMA) else { return };
+    let worker = Worker::ready(&model, &[]).await;
+    let body =
+        json!({"prompt": "Bees ".repeat(3_000), "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let mut stream = worker.open("/v1/completions", &body).await;
+    worker.signal(rustix::process::Signal::TERM);
+    worker.signal(rustix::process::Signal::TERM);
+    worker.signal(rustix::process::Signal::INT);
+    // The connection is cut, or the error event still got out; [DONE] never comes.
+    while let Ok(Some(event)) = stream.next().await {
+        assert_ne!(event.data, "[DONE]");
+    }
+    let (status, said) = worker.ended().await;
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn the_end_of_the_lease_is_the_end_of_the_worker() {
+    let (_directory, model) = tiny_model();
+    let (lease, held) = std::io::pipe().unwrap();
+    let mut command = Command::new(BINARY);
+    command.args([
+        "worker",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--lease-fd",
+        "4",
+        "--threads",
+        "1",
+        "--model",
+    ]);
+    command.arg(&model).fd_mappings(vec![FdMapping { parent_fd: lease.into(), child_fd: 4 }]).unwrap();
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    drop(held);
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    let status = tokio::time::timeout(PATIENCE, status).await.unwrap().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_slot_within_a_step() {
+    let Some(model) = real_model(GEMMA) else { return };
+    let worker = Worker::ready(&model, &["--ctx-size", "16384", "--parallel", "2"]).await;
+    let prompt = "The bees of the hive fly out in the morning. ".repeat(500);
+    let probe = worker.complete(&prompt[..prompt.len() / 8], 1).await;
+    // Measured here and now: what one step of a prompt takes on this machine.
+    let per_token = probe["timings"]["prompt_per_token_ms"].as_f64().unwrap();
+    let step = Duration::from_secs_f64(per_token * rbee::worker::batch::PROMPT_TOKENS_MAX as f64 / 1_000.0);
+
+    let stream = json!({"prompt": prompt, "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let inside_prompt = worker.open("/v1/completions", &stream).await;
+    assert_eq!(worker.busy_slots().await, 1);
+    drop(inside_prompt);
+    let freed = worker.freed_within().await;
+    println!("a step takes {step:?}; left inside the prompt: free after {freed:?}");
+    assert!(freed < step + CANCEL_MAX, "{freed:?} after a step of {step:?}");
+
+    let whole = json!({"prompt": prompt, "max_tokens": 900, "ignore_eos": true});
+    let waiting = worker.post("/v1/completions", &whole);
+    assert!(tokio::time::timeout(Duration::from_millis(300), waiting).await.is_err(), "it takes longer");
+    let freed = worker.freed_within().await;
+    println!("left while waiting for a whole answer: free after {freed:?}");
+    assert!(freed < step + CANCEL_MAX, "{freed:?}");
+
+    let short = json!({"prompt": "Bees", "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let mut mid_stream = worker.open("/v1/completions", &short).await;
+    for _ in 0..5 {
+        mid_stream.next().await.unwrap().unwrap();
+    }
+    drop(mid_stream);
+    let freed = worker.freed_within().await;
+    println!("left in mid-stream: free after {freed:?}");
+    assert!(freed < step + CANCEL_MAX, "{freed:?}");
+}
+
+/// llama.cpp's own server.
+struct Peer {
+    child: Child,
+    target: Target,
+}
+
+impl Peer {
+    async fn start(model: &Path) -> Option<Peer> {
+        let program =
+            std::env::var_os("RBEE_TEST_PEER").map(|folder| Path::new(&folder).join("llama-server"));
+        let Some(program) = program.filter(|program| program.is_file()) else {
+            eprintln!("skipped: RBEE_TEST_PEER names no folder with llama-server");
+            return None;
+        };
+        // It can't tell the port it got, so one is chosen for it; a neighbour that takes it first fails this test.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new(program);
+        command
+            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "2", "--no-webui", "-m"])
+            .arg(model);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let peer = Peer { child, target: Target::parse(&format!("http://127.0.0.1:{port}")).unwrap() };
+        let start = Instant::now();
+        loop {
+            match client::ask::<Value>(&peer.target, client::get("/health").unwrap()).await {
+                Ok(_) => return Some(peer),
+                Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+            }
+            // It offers nothing to wait on.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn complete(&self, prompt: &str, count: u32) -> Vec<Token> {
+        let body = json!({
+            "prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": true, "cache_prompt": false,
+        });
+        let answer: Value =
+            client::ask(&self.target, client::post("/completion", &body).unwrap()).await.unwrap();
+        serde_json::from_value(answer["tokens"].clone()).unwrap()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two answers are equal if they are, or if they part where the model itself is undecided (kernels differ with CPU and batch).
+const UNDECIDED_MAX: f32 = 0.05;
+const PROMPTS: [&str; 5] = [
+    "The capital of France is",
+    "Once upon a time, in a hive far away,",
+    "def fibonacci(n):\n    ",
+    "1, 2, 3, 4, 5,",
+    "Die Bienen fliegen im Sommer und",
+];
+
+#[tokio::test]
+async fn answers_at_temperature_zero_are_llama_server_s() {
+    for name in [SMOL, GEMMA] {
+        let Some(model) = real_model(name) else { continue };
+        let Some(peer) = Peer::start(&model).await else { return };
+        let worker = Worker::ready(&model, &["--parallel", "1"]).await;
+        let mut apart = 0;
+        for prompt in PROMPTS {
+            let ours = worker.complete(prompt, 48).await;
+            let ours: Vec<Token> = serde_json::from_value(ours["rbee"]["token_ids"].clone()).unwrap();
+            let theirs = peer.complete(prompt, 48).await;
+            // One side counts the end token among the tokens, the other does not.
+            let Some(at) = ours.iter().zip(&theirs).position(|(a, b)| a != b) else {
+                assert!(ours.len().abs_diff(theirs.len()) <= 1, "{name}, {prompt:?}: {ours:?} {theirs:?}");
+                continue;
+            };
+            apart += 1;
+            let gap = top_two_gap(&model, prompt, &ours[..at]);
+            println!("{name}, {prompt:?}: parted at token {at}, where the best two are {gap} apart");
+            assert!(gap < UNDECIDED_MAX, "{name}, {prompt:?}: parted at {at} with a gap of {gap}");
+        }
+        println!(
+            "{name}: {} of {} answers are llama-server's to the last token",
+            PROMPTS.len() - apart,
+            PROMPTS.len()
+        );
+    }
+}
+
+/// How far the two likeliest tokens are apart after a prompt and the beginning of its answer.
+fn top_two_gap(model: &Path, prompt: &str, answer: &[Token]) -> f32 {
+    let options = Options { parallel: 1, ..Options::for_model(model) };
+    let (_, mut engine) = rbee::worker::engine(&options, &mut |_| true).unwrap();
+    let mut tokens = engine.vocabulary().tokenize(prompt, rbee::worker::engine::Markup::PROMPT).unwrap();
+    tokens.extend(answer);
+    let last = tokens.len() - 1;
+    let rows: Vec<Row> = tokens
+        .iter()
+        .enumerate()
+        .map(|(at, token)| Row { token: *token, position: at as u32, sequence: 0, logits: at == last })
+        .collect();
+    engine.decode(&rows, &|| false).unwrap();
+    let logits = engine.logits(last).unwrap();
+    let best = sampler::likeliest(logits).unwrap() as usize;
+    let top = std::mem::replace(&mut logits[best], f32::NEG_INFINITY);
+    top - logits[sampler::likeliest(logits).unwrap() as usize]
+}
