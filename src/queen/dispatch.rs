@@ -445,11 +445,12 @@ async fn begin(slot: &Slot, ask: http::Request<reply::Body>) -> Result<http::Res
             Some(Err(_)) => {
                 return Err(lost(format!("worker {} was lost before its first token", slot.worker_id)));
             }
-            Some(Ok(frame)) => {
-                if let Ok(bytes) = frame.into_data() {
-                    break Some(bytes);
-                }
-            }
+            Some(Ok(frame)) => match frame.into_data() {
+                // A comment that keeps a silent stream alive says nothing yet.
+                Ok(bytes) if bytes.starts_with(b":") => {}
+                Ok(bytes) => break Some(bytes),
+                Err(_trailers) => {}
+            },
         }
     };
     if !head.status.is_success() {

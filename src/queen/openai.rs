@@ -32,6 +32,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
         id,
         worker_id: slot.worker_id.clone(),
         is_stream: head.stream,
+        heads: u64::from(path.contains("/chat/")),
         pieces: 0,
         at_line_start: true,
     };
@@ -61,6 +62,8 @@ struct Stream {
     id: String,
     worker_id: String,
     is_stream: bool,
+    /// Pieces that carry no token: a conversation's first one names the role.
+    heads: u64,
     pieces: u64,
     at_line_start: bool,
 }
@@ -80,8 +83,7 @@ impl relay::Watcher for Stream {
         if !self.is_stream {
             return None;
         }
-        // The first chunk carries the role and no token.
-        let tokens = self.pieces.saturating_sub(1);
+        let tokens = self.pieces.saturating_sub(self.heads);
         let failure = Failure::new(
             Code::WorkerLost,
             format!("worker {} was lost after {tokens} tokens; the answer is incomplete", self.worker_id),
@@ -113,7 +115,14 @@ mod tests {
     use crate::http::relay::Watcher;
 
     fn stream() -> Stream {
-        Stream { id: "r".into(), worker_id: "w".into(), is_stream: true, pieces: 0, at_line_start: true }
+        Stream {
+            id: "r".into(),
+            worker_id: "w".into(),
+            is_stream: true,
+            heads: 1,
+            pieces: 0,
+            at_line_start: true,
+        }
     }
 
     #[test]

@@ -153,8 +153,10 @@ pub struct Survivor {
     pub command: String,
 }
 
-/// What a cancel stopped and gave back, told only after it has happened.
+/// What a cancel stopped and gave back, told only after it has happened. Fields that an older shim does not know yet have
+/// their defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Receipt {
     pub clean: bool,
     /// The rung of the containment ladder that held the processes; `none` when there were none.

@@ -165,12 +165,16 @@ impl From<Failure> for Ended {
 }
 
 async fn pump(header: &Header, watched: &mut Watched, events: &sse::Sender) -> Result<(), Ended> {
-    if header.kind == Kind::Chat {
-        events.data(&header.chunk(json!({"role": "assistant", "content": ""}), None).to_string()).await?;
-    }
+    // The role goes out with the first text and not before: until a byte is sent, whoever relays this can still try
+    // another worker.
+    let mut role = (header.kind == Kind::Chat)
+        .then(|| header.chunk(json!({"role": "assistant", "content": ""}), None).to_string());
     loop {
         match watched.next().await? {
             Event::Text { text, tokens, draws } => {
+                if let Some(role) = role.take() {
+                    events.data(&role).await?;
+                }
                 let mut chunk = header.chunk(header.delta(&text), None);
                 if header.with_tokens {
                     chunk["rbee"] = json!({"token_ids": tokens, "draws": draws});
@@ -178,6 +182,9 @@ async fn pump(header: &Header, watched: &mut Watched, events: &sse::Sender) -> R
                 events.data(&chunk.to_string()).await?;
             }
             Event::Done(outcome) => {
+                if let Some(role) = role.take() {
+                    events.data(&role).await?;
+                }
                 let mut last = header.chunk(header.last_delta(), Some(finish_reason(&outcome.finish)));
                 last["timings"] = timings(&outcome);
                 events.data(&last.to_string()).await?;
