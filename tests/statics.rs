@@ -3,9 +3,13 @@
 
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{self, TestHub};
+use command_fds::{CommandFdExt, FdMapping};
+use rbee::http::client::{self, Target};
 use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Reference, Settings, Store};
+use serde_json::{Value, json};
 use sha2::Digest as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -95,6 +99,30 @@ fn it_runs_where_there_is_nothing_else() {
     let missing = root.command(&["worker", "serve", "--model", "/none.gguf"]).output().unwrap();
     assert!(!missing.status.success());
     assert!(String::from_utf8_lossy(&missing.stderr).contains("none.gguf"), "{missing:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_worker_answers_where_there_is_nothing_else() {
+    let Some(root) = EmptyRoot::new() else { return };
+    let socket = root.dir.path().join("worker.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut command =
+        root.command(&["worker", "serve", "--listen", "fd:3", "--model", "/tiny.gguf", "--threads", "1"]);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stderr(Stdio::piped());
+    command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(listener), child_fd: 3 }]).unwrap();
+    let mut worker = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+    let target = Target::unix(&socket);
+    let talk = async {
+        // Ends when the model is loaded.
+        let loaded = client::send(&target, client::get("/v1/loading/progress").unwrap()).await.unwrap();
+        client::whole(loaded).await.unwrap();
+        let question = json!({"prompt": "bee", "max_tokens": 4, "temperature": 0, "ignore_eos": true});
+        client::ask::<Value>(&target, client::post("/v1/completions", &question).unwrap()).await.unwrap()
+    };
+    let answer = tokio::time::timeout(SOON, talk).await.unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 4, "{answer}");
+    worker.kill().await.unwrap();
 }
 
 /// A world of its own: a hosts file, a name server, a `getent`, and an nsswitch.conf of the kind that kills static programs.
