@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
 mod cli;
+mod fleet;
 mod inference;
 mod models;
 mod processes;
+mod shutdown;
 mod statics;
 mod support;
 mod tidy;
