@@ -4,8 +4,10 @@
 
 mod cli;
 mod inference;
+mod jobs;
 mod models;
 mod processes;
+mod run;
 mod statics;
 mod support;
 mod tidy;

@@ -2,4 +2,5 @@
 
 pub mod gguf;
 pub mod hub;
+pub mod node;
 pub mod pidns;
