@@ -202,7 +202,7 @@ fn node_id(state: &Path) -> Result<String, ServeError> {
 
 fn fresh_node_id(state: &Path, path: &Path) -> std::io::Result<String> {
     use std::io::Write;
-    let id = uuid::Uuid::now_v7().to_string();
+    let id = crate::wire::id::fresh().to_string();
     let mut file = tempfile::NamedTempFile::new_in(state)?;
     writeln!(file, "{id}")?;
     file.as_file().sync_all()?;
