@@ -1,13 +1,14 @@
 //! The worker through its own program: answers, streams, refusals, cancelling, ending. A tiny random model is written on the
 //! spot; what needs a real one looks for it in RBEE_TEST_MODELS, and what compares with llama.cpp's own server
-//! for that in RBEE_TEST_PEER (a folder with llama-server); without them those tests say that they were skipped.
+//! for that in RBEE_TEST_PEER (a folder with llama-server, built for the same CPU level as the engine: AVX2); without them
+//! those tests say that they were skipped.
 
 use crate::support::gguf::{Fault, Tiny, corrupt, tiny};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
 use rbee::http::sse::{Event, Reader};
 use rbee::wire::Failure;
-use rbee::worker::engine::{Engine, Row, Token};
+use rbee::worker::engine::{Engine, Markup, Row, Token};
 use rbee::worker::{Options, sampler};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
@@ -505,20 +506,22 @@ async fn answers_at_temperature_zero_are_llama_server_s() {
     }
 }
 
-/// How far the two likeliest tokens are apart after a prompt and the beginning of its answer.
+/// How far the two likeliest tokens are apart after a prompt and the beginning of its answer, decoded as the worker does it: the
+/// prompt at once, then token by token. (Decoded all at once, other kernels run and give other figures.)
 fn top_two_gap(model: &Path, prompt: &str, answer: &[Token]) -> f64 {
-    let options = Options { parallel: 1, ..Options::for_model(model) };
+    let options = Options { parallel: 1, threads: 1, threads_batch: 1, ..Options::for_model(model) };
     let (_, mut engine) = rbee::worker::engine(&options, &mut |_| true).unwrap();
-    let mut tokens = engine.vocabulary().tokenize(prompt, rbee::worker::engine::Markup::PROMPT).unwrap();
-    tokens.extend(answer);
-    let last = tokens.len() - 1;
-    let rows: Vec<Row> = tokens
-        .iter()
-        .enumerate()
-        .map(|(at, token)| Row { token: *token, position: at as u32, sequence: 0, logits: at == last })
-        .collect();
+    let prompt = engine.vocabulary().tokenize(prompt, Markup::PROMPT).unwrap();
+    let row =
+        |token: &Token, at: usize| Row { token: *token, position: at as u32, sequence: 0, logits: true };
+    let mut rows: Vec<Row> = prompt.iter().enumerate().map(|(at, token)| row(token, at)).collect();
+    let last = rows.len() - 1;
+    rows[..last].iter_mut().for_each(|row| row.logits = false);
     engine.decode(&rows, &|| false).unwrap();
-    let logits = engine.logits(last).unwrap();
+    for (at, token) in answer.iter().enumerate() {
+        engine.decode(&[row(token, prompt.len() + at)], &|| false).unwrap();
+    }
+    let logits = engine.logits(if answer.is_empty() { last } else { 0 }).unwrap();
     let best = sampler::likeliest(logits).unwrap() as usize;
     let top = std::mem::replace(&mut logits[best], f32::NEG_INFINITY);
     f64::from(top - logits[sampler::likeliest(logits).unwrap() as usize])
