@@ -4,7 +4,8 @@
 
 mod cli;
 mod fleet;
-mod inference;
+mod guard;
+//mod inference;
 mod models;
 mod processes;
 mod shutdown;

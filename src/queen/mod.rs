@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How long after the queen's start a request may wait for a first hive to dial.
 pub const JOIN_MAX: Duration = Duration::from_secs(10);
 
-pub use routes::Routes;
+pub use routes::{Routes, TABLE};
 
 /// What a queen is told at her start.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 //! can count what is left, and fails if anything is. A [`Daemon`] says over a pipe when it is ready; nothing looks for it.
 
 use crate::support::gguf::{Tiny, tiny};
+use crate::support::pidns;
 use bytes::Bytes;
 use command_fds::{CommandFdExt, FdMapping};
 use http_body_util::BodyExt;
@@ -15,7 +16,7 @@ use rbee::wire::job::Terminator;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -62,10 +63,23 @@ pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Res
     }
 }
 
-/// A model whose answers last: some hundred tokens a second, and room for thousands.
-pub fn slow() -> Tiny {
-    Tiny { embedding: 256, blocks: 8, feed_forward: 1024, context: 32_768, ..Tiny::default() }
+/// Runs a test in a PID namespace of its own; the closure's type tells the test's name.
+pub fn alone<F: FnOnce()>(test: F) {
+    let path = std::any::type_name::<F>();
+    let path = path.strip_suffix("::{{closure}}").expect("a test passes a closure");
+    let (module, name) = path.rsplit_once("::").expect("a test is in a module");
+    if pidns::inside(module, name) {
+        test();
+    }
 }
+
+/// A model with room for answers that last until somebody ends them; see [`ENDLESS`].
+pub fn roomy() -> Tiny {
+    Tiny { context: 131_072, ..Tiny::default() }
+}
+
+/// Tokens of an answer that no test waits for.
+pub const ENDLESS: u32 = 100_000;
 
 /// A home, a state directory and a model of its own.
 pub struct Place {
@@ -219,7 +233,9 @@ impl Daemon {
         println!("{command:?}");
         let log = place.path(&format!("log{}", place.logs.fetch_add(1, Ordering::Relaxed)));
         let (mut said, notify) = std::io::pipe().unwrap();
-        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(notify), child_fd: NOTIFY_FD }]).unwrap();
+        command
+            .fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(notify), child_fd: NOTIFY_FD }])
+            .unwrap();
         command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
         // The command holds the pipe's other end, too; without it the pipe closes when the daemon says so or ends.
@@ -297,10 +313,14 @@ impl Daemon {
         let mut stream = self.open(&path, client::get(&path).unwrap());
         let mut events = Vec::new();
         let mut terminator = None;
-        while let Some(event) = stream.next().unwrap_or_else(|broken| panic!("{id} broke off: {broken}; {events:?}")) {
+        while let Some(event) =
+            stream.next().unwrap_or_else(|broken| panic!("{id} broke off: {broken}; {events:?}"))
+        {
             assert!(terminator.is_none(), "after {terminator:?} came {event:?}");
             match &event.name {
-                Some(name) => events.push((name.clone(), serde_json::from_str(&event.data).unwrap_or_default())),
+                Some(name) => {
+                    events.push((name.clone(), serde_json::from_str(&event.data).unwrap_or_default()))
+                }
                 None => terminator = Some(Terminator::parse(&event.data).unwrap()),
             }
         }
@@ -328,6 +348,26 @@ impl Daemon {
 
     pub fn workers(&self) -> Vec<Value> {
         self.get("/v1/workers").json()["workers"].as_array().unwrap().clone()
+    }
+
+    /// Spawns a worker for the place's model with one slot of all its room.
+    #[track_caller]
+    pub fn spawn_roomy(&self, model: &str) -> Value {
+        let operation =
+            json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000});
+        self.job(&operation).done().clone()
+    }
+
+    /// Asks in bytes of the caller's own, for what the client would never send; gives the status.
+    pub fn raw(&self, head: &str) -> u16 {
+        let mut stream = std::net::TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "{head}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.unwrap_or_else(|| panic!("{head}: {answer}"))
     }
 
     // ── ending
@@ -491,7 +531,10 @@ impl Ended {
     #[track_caller]
     pub fn is_told(&self) {
         assert!(!self.events.iter().any(|data| data == "[DONE]"), "it ended as if whole: {self:?}");
-        assert!(self.broken.is_some() || self.failure().is_some(), "neither an error nor a broken connection: {self:?}");
+        assert!(
+            self.broken.is_some() || self.failure().is_some(),
+            "neither an error nor a broken connection: {self:?}"
+        );
     }
 }
 
