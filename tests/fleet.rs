@@ -24,7 +24,7 @@ struct Pair {
     queen: Daemon,
     one: Daemon,
     two: Daemon,
-    // Dropped last: a place fails if something of it still runs.
+    // Last, because fields are dropped in order and a place fails if something of it still runs.
     places: [Place; 2],
 }
 
@@ -184,7 +184,7 @@ fn another_machine_cannot_take_a_name_and_the_same_machine_may_have_it_again() {
         assert_eq!(pair.queen.has_hives(2)[0]["listen"], pair.one.url());
 
         // Killed and started again, elsewhere even: its state says who it is.
-        let Pair { queen, one, places, two: _two } = pair;
+        let Pair { places, queen, one, two: _two } = pair;
         one.kill9();
         let args = ["--name", "one", "--queen", &queen.url(), "--listen", "127.0.0.4:0"];
         let again = Daemon::start(&places[0], "hive serve", &args);
@@ -216,7 +216,7 @@ fn hives_find_a_restarted_queen_and_tell_her_all_they_have() {
         let model = pair.queen.register(&pair.places[1], Some("two"));
         assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
         let workers = pair.queen.workers();
-        let Pair { queen, one: _one, two: _two, places } = pair;
+        let Pair { places, queen, one: _one, two: _two } = pair;
         let address = queen.address.clone();
         queen.kill9();
         let queen = Daemon::start(&places[0], "queen serve", &["--listen", &address]);
@@ -239,7 +239,8 @@ fn a_dead_hives_workers_leave_the_registry_at_once() {
         let pair = Pair::start();
         let model = pair.queen.register(&pair.places[1], Some("two"));
         assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
-        let Pair { queen, one: _one, two, places } = pair;
+        // Places first: bindings are dropped in the reverse order.
+        let Pair { places, queen, one: _one, two } = pair;
         let worker = queen.workers()[0]["pid"].as_i64().unwrap() as i32;
         two.kill9();
         within(AT_ONCE, "the hive and its worker have left", || {

@@ -66,11 +66,7 @@ impl Worker {
         }
     }
 
-    async fn open(
-        &self,
-        path: &str,
-        body: &Value,
-    ) -> Reader<impl http_body::Body<Data = bytes::Bytes, Error = hyper::Error>> {
+    async fn open(&self, path: &str, body: &Value) -> Reader<hyper::body::Incoming> {
         let answer = client::send(&self.target, client::post(path, body).unwrap()).await.unwrap();
         assert_eq!(answer.status(), 200);
         Reader::new(answer.into_body())
@@ -203,7 +199,6 @@ async fn what_cannot_be_answered_is_refused_with_a_sentence_and_takes_no_slot() 
         ("/v1/chat/completions", json!({"messages": []}), "INVALID_REQUEST"),
         ("/v1/completions", json!({"prompt": ["a", "b"]}), "INVALID_REQUEST"),
         ("/v1/completions", json!({"prompt": "word ".repeat(300)}), "CONTEXT_LENGTH_EXCEEDED"),
-        ("/v1/completions", json!({"prompt": "a", "max_tokens": 500}), "CONTEXT_LENGTH_EXCEEDED"),
         ("/detokenize", json!({"tokens": [-1]}), "INVALID_REQUEST"),
         ("/detokenize", json!({"tokens": [999_999]}), "INVALID_REQUEST"),
         ("/v1/embeddings", json!({"input": "a"}), "NOT_FOUND"),
@@ -275,6 +270,22 @@ async fn every_kind_of_broken_model_gives_a_sentence_and_exit_code_1() {
     assert!(said.contains("absent.gguf"), "{said}");
 }
 
+#[test]
+fn a_processor_below_the_floor_gets_a_sentence() {
+    let (_directory, model) = tiny_model();
+    let old = Command::new("qemu-x86_64")
+        .args(["-cpu", "Nehalem", BINARY, "worker", "serve", "--model"])
+        .arg(&model)
+        .output();
+    let Ok(output) = old else {
+        eprintln!("skipped: qemu-x86_64 is not installed");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{} {said}", output.status);
+    assert!(said.contains("this processor lacks avx"), "{said}");
+}
+
 #[tokio::test]
 async fn a_gpu_that_is_not_there_is_an_error_and_not_the_cpu() {
     let (_directory, model) = tiny_model();
@@ -300,8 +311,8 @@ async fn a_chat_template_with_a_mistake_is_told_at_the_start() {
 #[tokio::test]
 async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
     let Some(model) = real_model(SMOL) else { return };
-    let worker = Worker::ready(&model, &[]).await;
-    let body = json!({"prompt": "Bees", "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
+    let body = json!({"prompt": "Bees", "max_tokens": 60, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
     stream.next().await.unwrap().unwrap();
     worker.signal(rustix::process::Signal::TERM);
@@ -311,7 +322,7 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
         tokens += 1;
         last = event.data;
     }
-    assert_eq!((last.as_str(), tokens > 100), ("[DONE]", true), "{tokens} events");
+    assert_eq!((last.as_str(), tokens > 30), ("[DONE]", true), "{tokens} events");
     let (status, said) = worker.ended().await;
     assert_eq!(status.code(), Some(0), "{said}");
 }
@@ -319,9 +330,9 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
 #[tokio::test]
 async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
     let Some(model) = real_model(GEMMA) else { return };
-    let worker = Worker::ready(&model, &[]).await;
+    let worker = Worker::ready(&model, &ONE_THREAD).await;
     let body =
-        json!({"prompt": "Bees ".repeat(3_000), "max_tokens": 900, "ignore_eos": true, "stream": true});
+        json!({"prompt": "Bees ".repeat(1_400), "max_tokens": 900, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
     worker.signal(rustix::process::Signal::TERM);
     worker.signal(rustix::process::Signal::TERM);
@@ -362,7 +373,7 @@ async fn the_end_of_the_lease_is_the_end_of_the_worker() {
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_slot_within_a_step() {
     let Some(model) = real_model(GEMMA) else { return };
-    let worker = Worker::ready(&model, &["--ctx-size", "16384", "--parallel", "2"]).await;
+    let worker = Worker::ready(&model, &["--threads", "1", "--ctx-size", "16384", "--parallel", "2"]).await;
     let prompt = "The bees of the hive fly out in the morning. ".repeat(500);
     let probe = worker.complete(&prompt[..prompt.len() / 8], 1).await;
     // Measured here and now: what one step of a prompt takes on this machine.
@@ -413,7 +424,7 @@ impl Peer {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
         command
-            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "2", "--no-webui", "-m"])
+            .args(["--port", &port.to_string(), "-np", "1", "-c", "4096", "-t", "1", "--no-webui", "-m"])
             .arg(model);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let peer = Peer { child, target: Target::parse(&format!("http://127.0.0.1:{port}")).unwrap() };
@@ -428,13 +439,20 @@ impl Peer {
         }
     }
 
-    async fn complete(&self, prompt: &str, count: u32) -> Vec<Token> {
+    /// Its tokens, and how far the best two were apart at each.
+    async fn complete(&self, prompt: &str, count: u32) -> (Vec<Token>, Vec<f64>) {
         let body = json!({
             "prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": true, "cache_prompt": false,
+            "n_probs": 2,
         });
         let answer: Value =
             client::ask(&self.target, client::post("/completion", &body).unwrap()).await.unwrap();
-        serde_json::from_value(answer["tokens"].clone()).unwrap()
+        let gap = |token: &Value| {
+            let best = |n: usize| token["top_logprobs"][n]["logprob"].as_f64().unwrap();
+            best(0) - best(1)
+        };
+        let gaps = answer["completion_probabilities"].as_array().unwrap().iter().map(gap).collect();
+        (serde_json::from_value(answer["tokens"].clone()).unwrap(), gaps)
     }
 }
 
@@ -445,8 +463,9 @@ impl Drop for Peer {
     }
 }
 
-/// Two answers are equal if they are, or if they part where the model itself is undecided (kernels differ with CPU and batch).
-const UNDECIDED_MAX: f32 = 0.05;
+/// Two answers are equal if they are, or if they part where the model itself is undecided by either side's figures: kernels
+/// differ with CPU and batch, by about this much in a logit.
+const UNDECIDED_MAX: f64 = 0.05;
 const PROMPTS: [&str; 5] = [
     "The capital of France is",
     "Once upon a time, in a hive far away,",
@@ -460,21 +479,23 @@ async fn answers_at_temperature_zero_are_llama_server_s() {
     for name in [SMOL, GEMMA] {
         let Some(model) = real_model(name) else { continue };
         let Some(peer) = Peer::start(&model).await else { return };
-        let worker = Worker::ready(&model, &["--parallel", "1"]).await;
+        let worker = Worker::ready(&model, &["--threads", "1", "--parallel", "1"]).await;
         let mut apart = 0;
         for prompt in PROMPTS {
             let ours = worker.complete(prompt, 48).await;
             let ours: Vec<Token> = serde_json::from_value(ours["rbee"]["token_ids"].clone()).unwrap();
-            let theirs = peer.complete(prompt, 48).await;
+            let (theirs, gaps) = peer.complete(prompt, 48).await;
             // One side counts the end token among the tokens, the other does not.
             let Some(at) = ours.iter().zip(&theirs).position(|(a, b)| a != b) else {
                 assert!(ours.len().abs_diff(theirs.len()) <= 1, "{name}, {prompt:?}: {ours:?} {theirs:?}");
                 continue;
             };
             apart += 1;
-            let gap = top_two_gap(&model, prompt, &ours[..at]);
-            println!("{name}, {prompt:?}: parted at token {at}, where the best two are {gap} apart");
-            assert!(gap < UNDECIDED_MAX, "{name}, {prompt:?}: parted at {at} with a gap of {gap}");
+            let (ours, theirs) = (top_two_gap(&model, prompt, &ours[..at]), gaps[at]);
+            println!(
+                "{name}, {prompt:?}: parted at token {at}; the best two are {ours:.4} apart here, {theirs:.4} there"
+            );
+            assert!(ours.min(theirs) < UNDECIDED_MAX, "{name}, {prompt:?}: parted at token {at}");
         }
         println!(
             "{name}: {} of {} answers are llama-server's to the last token",
@@ -485,7 +506,7 @@ async fn answers_at_temperature_zero_are_llama_server_s() {
 }
 
 /// How far the two likeliest tokens are apart after a prompt and the beginning of its answer.
-fn top_two_gap(model: &Path, prompt: &str, answer: &[Token]) -> f32 {
+fn top_two_gap(model: &Path, prompt: &str, answer: &[Token]) -> f64 {
     let options = Options { parallel: 1, ..Options::for_model(model) };
     let (_, mut engine) = rbee::worker::engine(&options, &mut |_| true).unwrap();
     let mut tokens = engine.vocabulary().tokenize(prompt, rbee::worker::engine::Markup::PROMPT).unwrap();
@@ -500,5 +521,5 @@ fn top_two_gap(model: &Path, prompt: &str, answer: &[Token]) -> f32 {
     let logits = engine.logits(last).unwrap();
     let best = sampler::likeliest(logits).unwrap() as usize;
     let top = std::mem::replace(&mut logits[best], f32::NEG_INFINITY);
-    top - logits[sampler::likeliest(logits).unwrap() as usize]
+    f64::from(top - logits[sampler::likeliest(logits).unwrap() as usize])
 }

@@ -5,9 +5,11 @@
 mod cli;
 mod fleet;
 mod guard;
-//mod inference;
+mod inference;
+mod jobs;
 mod models;
 mod processes;
+mod run;
 mod shutdown;
 mod statics;
 mod support;

@@ -155,3 +155,103 @@ fn too_big(wished: u64, least: u64, available: u64, device: &str, header: &Heade
         "needed_bytes": wished, "needed_bytes_min": least, "available_bytes": available, "device": device,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A model of 100 MiB of weights whose KV cache takes 64 KiB a token.
+    fn header() -> Header {
+        Header {
+            architecture: "llama".into(),
+            name: None,
+            parameters: 100 * MIB,
+            quantization: "Q8_0".into(),
+            context_length: 2_048,
+            vocabulary: 32_000,
+            chat_template: None,
+            weights_bytes: 100 * MIB,
+            file_bytes: 101 * MIB,
+            block_count: 16,
+            embedding_length: 1_024,
+            feed_forward_length: 2_048,
+            head_counts: vec![16; 16],
+            head_counts_kv: vec![16; 16],
+            key_length: 64,
+            value_length: 64,
+            window: None,
+            recurrent_bytes: 0,
+            split: None,
+        }
+    }
+
+    fn device(id: &str, kind: &str, free: u64) -> Device {
+        Device {
+            id: id.into(),
+            name: String::new(),
+            device_type: kind.into(),
+            memory_bytes: free,
+            memory_free_bytes: free,
+            compute_capability: None,
+        }
+    }
+
+    fn want() -> WorkerSpawn {
+        WorkerSpawn { model: "m".into(), worker: None, device: None, slots: None, ctx: None, pin: false }
+    }
+
+    fn code(outcome: Result<Plan, Failure>) -> Code {
+        outcome.unwrap_err().code
+    }
+
+    #[test]
+    fn with_room_the_defaults_hold_up_to_the_models_own_context() {
+        let plan = plan(&want(), &header(), &[device("CPU-0", "cpu", 64 << 30)], "cpu").unwrap();
+        assert_eq!((plan.slots, plan.ctx, plan.lowered), (4, 2_048, None));
+        assert!(plan.memory_bytes > 100 * MIB + 4 * 2_048 * 64 * 1_024);
+    }
+
+    #[test]
+    fn where_memory_is_short_slots_go_first_then_context_and_it_is_told() {
+        let full = needed_bytes(&header(), 4, 2_048);
+        let fewer = plan(&want(), &header(), &[device("CPU-0", "cpu", full - 1)], "cpu").unwrap();
+        assert_eq!((fewer.slots, fewer.ctx), (2, 2_048));
+        assert!(fewer.lowered.is_some_and(|told| told.contains("instead of 4")));
+        let one = needed_bytes(&header(), 1, 2_048);
+        let shorter = plan(&want(), &header(), &[device("CPU-0", "cpu", one - 1)], "cpu").unwrap();
+        assert_eq!((shorter.slots, shorter.ctx), (1, 1_024));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_never_lowered_but_refused_with_the_numbers() {
+        let full = needed_bytes(&header(), 4, 2_048);
+        let exactly = WorkerSpawn { slots: Some(4), ctx: Some(2_048), ..want() };
+        let failure = plan(&exactly, &header(), &[device("CPU-0", "cpu", full - 1)], "cpu").unwrap_err();
+        assert_eq!(failure.code, Code::InsufficientMemory);
+        assert_eq!(failure.details["needed_bytes"], full);
+        assert_eq!(failure.details["available_bytes"], full - 1);
+        let tiny = plan(&want(), &header(), &[device("CPU-0", "cpu", 50 * MIB)], "cpu").unwrap_err();
+        assert!(tiny.message.contains("smaller"), "{}", tiny.message);
+        let beyond = WorkerSpawn { ctx: Some(4_096), ..want() };
+        assert_eq!(
+            code(plan(&beyond, &header(), &[device("CPU-0", "cpu", 64 << 30)], "cpu")),
+            Code::InvalidRequest
+        );
+    }
+
+    #[test]
+    fn gpu_work_is_never_given_to_the_cpu_unasked() {
+        let devices = [device("CPU-0", "cpu", 64 << 30), device("GPU-0", "cuda", 64 << 30)];
+        for asked in ["cuda", "GPU-0"] {
+            let on_gpu = WorkerSpawn { device: Some(asked.into()), ..want() };
+            assert_eq!(code(plan(&on_gpu, &header(), &devices, "cpu")), Code::BackendUnavailable, "{asked}");
+        }
+        let metal = WorkerSpawn { worker: Some("metal".into()), ..want() };
+        assert_eq!(code(plan(&metal, &header(), &devices, "cpu")), Code::BackendUnavailable);
+        let second = WorkerSpawn { device: Some("7".into()), ..want() };
+        assert_eq!(code(plan(&second, &header(), &devices, "cpu")), Code::BackendUnavailable);
+        assert_eq!(plan(&want(), &header(), &devices, "cuda").unwrap().device, "GPU-0");
+    }
+}

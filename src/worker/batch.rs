@@ -116,6 +116,7 @@ impl<E: Engine> Scheduler<E> {
     pub fn step(&mut self) {
         self.free_cancelled();
         self.admit();
+        self.publish();
         let planned = self.plan();
         if !planned.is_empty() {
             match self.decode(&planned) {

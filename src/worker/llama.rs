@@ -142,7 +142,11 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
         }
         if piece.ends_with('\n') {
             let line = std::mem::take(&mut log.line);
-            tracing::debug!(target: "llama", "{line}");
+            match log.level {
+                sys::GGML_LOG_LEVEL_ERROR => tracing::warn!(target: "llama", "{line}"),
+                sys::GGML_LOG_LEVEL_DEBUG => tracing::trace!(target: "llama", "{line}"),
+                _ => tracing::debug!(target: "llama", "{line}"),
+            }
             if log.level >= sys::GGML_LOG_LEVEL_ERROR && !line.trim().is_empty() {
                 if log.complaints.len() == LOG_LINES_MAX {
                     log.complaints.pop_front();

@@ -41,7 +41,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -105,7 +104,7 @@ pub async fn serve(options: Options, shutdown: Shutdown) -> Result<(), WorkerErr
     let (queue, incoming) = queue::queue();
     let load = watch::Sender::new(Load::Loading(0.0));
     let service = routes::Routes::new(queue, load.subscribe(), &options, shutdown.clone());
-    let mut ended = start_engine(options, load, incoming, shutdown.token())?;
+    let mut ended = start_engine(options, load, incoming, shutdown.clone())?;
     let serving = listeners.into_iter().map(|listener| {
         shutdown.spawn(server::serve(listener, service.clone(), guard.clone(), shutdown.clone()));
     });
@@ -171,12 +170,12 @@ fn start_engine(
     options: Options,
     load: watch::Sender<Load>,
     incoming: mpsc::Receiver<Work>,
-    stop: CancellationToken,
+    shutdown: Shutdown,
 ) -> Result<oneshot::Receiver<Result<(), EngineError>>, WorkerError> {
     let (done, ended) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     let thread = move || {
-        let outcome = open(&options, &load, &stop).map(|(scheduler, ready)| {
+        let outcome = open(&options, &load, &shutdown).map(|(scheduler, ready)| {
             load.send_replace(Load::Ready(ready));
             runtime.block_on(scheduler.run(incoming));
         });
@@ -194,15 +193,16 @@ fn start_engine(
 fn open(
     options: &Options,
     load: &watch::Sender<Load>,
-    stop: &CancellationToken,
+    shutdown: &Shutdown,
 ) -> Result<(Scheduler<Llama>, Arc<Ready>), EngineError> {
     let (model, llama) = engine(options, &mut |progress| {
         loading::tell(load, progress);
-        !stop.is_cancelled()
+        // Nobody can be served any more, so there is nothing to drain.
+        !shutdown.is_draining()
     })?;
     let chat = Chat::open(model.clone(), options.chat_template.as_ref())?;
     let limits = llama.limits();
-    let scheduler = Scheduler::new(llama, stop.clone());
+    let scheduler = Scheduler::new(llama, shutdown.token());
     let ready = Arc::new(Ready { model, chat, limits, slots: scheduler.views() });
     Ok((scheduler, ready))
 }

@@ -73,6 +73,11 @@ pub fn alone<F: FnOnce()>(test: F) {
     }
 }
 
+/// A model whose answers last: some hundred tokens a second, and room for thousands.
+pub fn slow() -> Tiny {
+    Tiny { embedding: 256, blocks: 8, feed_forward: 1024, context: 32_768, ..Tiny::default() }
+}
+
 /// A model with room for answers that last until somebody ends them; see [`ENDLESS`].
 pub fn roomy() -> Tiny {
     Tiny { context: 131_072, ..Tiny::default() }

@@ -1,0 +1,192 @@
+//! Jobs as clients see them: streams that replay, ends that are told, cancels that are awaited, on queen and hive alike.
+
+use crate::support::node::{Daemon, Place, slow, until};
+use rbee::http::{client, reply};
+use rbee::wire::Code;
+use rbee::wire::job::Terminator;
+use serde_json::{Value, json};
+
+/// A fleet of one with the place's model on its disk.
+fn served(place: &Place) -> (Daemon, String) {
+    let daemon = Daemon::start(place, "serve", &["--name", "here"]);
+    let model = daemon.register(place, None);
+    (daemon, model)
+}
+
+fn endless(model: &str) -> Value {
+    json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 8000, "stop": ["\u{0}never"]})
+}
+
+fn start(daemon: &Daemon, operation: &Value) -> String {
+    daemon.post("/v1/jobs", operation).json()["job_id"].as_str().unwrap().to_owned()
+}
+
+fn delete(daemon: &Daemon, path: &str) -> crate::support::node::Answer {
+    daemon.request(client::request("DELETE", path, reply::empty()).unwrap())
+}
+
+/// Slots of the only worker that are busy, as the worker itself says.
+fn busy_slots(daemon: &Daemon, worker: &str) -> usize {
+    let slots = daemon.get(&format!("/v1/hives/here/v1/workers/{worker}/slots")).json();
+    slots.as_array().unwrap().iter().filter(|slot| slot["is_processing"] == true).count()
+}
+
+#[test]
+fn a_job_is_told_the_same_to_every_reader_now_later_and_from_any_event() {
+    let place = Place::new();
+    let (daemon, model) = served(&place);
+    let job = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 4}));
+    let result = job.done();
+    assert_eq!(result["usage"]["completion_tokens"], 4, "{result}");
+    let text: String = job
+        .events
+        .iter()
+        .filter(|(name, _)| name == "token")
+        .map(|(_, data)| data["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(result["text"], text);
+    let late = daemon.follow(&job.id);
+    assert_eq!((late.events.len(), &late.terminator), (job.events.len(), &Terminator::Done));
+    let events = job.events.len() as u64;
+    for (path, header) in [
+        (format!("/v1/jobs/{}/stream?from={}", job.id, events - 1), None),
+        (format!("/v1/jobs/{}/stream", job.id), Some(events - 2)),
+    ] {
+        let mut ask = client::get(&path).unwrap();
+        if let Some(seen) = header {
+            ask.headers_mut().insert("last-event-id", http::HeaderValue::from(seen));
+        }
+        let answer = daemon.request(ask);
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        assert!(text.starts_with(&format!("id: {}\nevent: result\n", events - 1)), "{text}");
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    }
+    let record = daemon.get(&format!("/v1/jobs/{}", job.id)).json();
+    assert_eq!((&record["state"], &record["result"]), (&json!("done"), result));
+}
+
+#[test]
+fn a_cancel_answers_with_a_receipt_after_the_slot_is_free_and_again_with_the_same() {
+    let place = Place::with_model(&slow());
+    let (daemon, model) = served(&place);
+    let id = start(&daemon, &endless(&model));
+    let worker = until("tokens come", || {
+        let record = daemon.get(&format!("/v1/jobs/{id}")).json();
+        let workers = daemon.workers();
+        match workers.first() {
+            Some(worker) if worker["slots_busy"] == 1 => Ok(worker["worker_id"].as_str().unwrap().to_owned()),
+            _ => Err(format!("{record} {workers:?}")),
+        }
+    });
+    let path = format!("/v1/jobs/{id}");
+    let cancelled = delete(&daemon, &path);
+    assert_eq!(cancelled.status, 200);
+    let receipt = cancelled.json();
+    assert_eq!(receipt["status"], "cancelled");
+    assert_eq!(receipt["receipt"]["clean"], true, "{receipt}");
+    until("the worker's own slot is free", || match busy_slots(&daemon, &worker) {
+        0 => Ok(()),
+        busy => Err(format!("{busy} busy")),
+    });
+    assert_eq!(daemon.post(&format!("{path}/cancel"), &json!({})).json(), receipt);
+    assert_eq!(daemon.follow(&id).terminator, Terminator::Cancelled);
+    assert_eq!(daemon.get(&path).json()["state"], "cancelled");
+    // The worker lives on and serves.
+    let again = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 2}));
+    assert_eq!(again.done()["worker_id"], worker.as_str());
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_an_answer_frees_the_slot_through_queen_link_and_hive() {
+    let place = Place::with_model(&slow());
+    let (daemon, model) = served(&place);
+    let mut stream = daemon.stream("/v1/chat/completions", &crate::support::node::chat(&model, 8000, true));
+    stream.take(3);
+    let worker = daemon.workers()[0]["worker_id"].as_str().unwrap().to_owned();
+    assert_eq!(busy_slots(&daemon, &worker), 1);
+    drop(stream);
+    until("the slot is free", || match busy_slots(&daemon, &worker) {
+        0 => Ok(()),
+        busy => Err(format!("{busy} busy")),
+    });
+    until("the registry knows", || match daemon.workers()[0]["slots_busy"].as_u64() {
+        Some(0) => Ok(()),
+        busy => Err(format!("{busy:?}")),
+    });
+}
+
+#[test]
+fn what_does_not_exist_is_404_and_what_has_ended_is_409() {
+    let place = Place::new();
+    let (daemon, model) = served(&place);
+    for id in ["01900000-0000-7000-8000-000000000000", "nonsense"] {
+        assert_eq!(daemon.get(&format!("/v1/jobs/{id}")).failure().code, Code::JobNotFound);
+        assert_eq!(daemon.get(&format!("/v1/jobs/{id}/stream")).status, 404);
+        assert_eq!(delete(&daemon, &format!("/v1/jobs/{id}")).status, 404);
+    }
+    let done = daemon.job(&json!({"operation": "model_get", "id": model}));
+    let conflict = delete(&daemon, &format!("/v1/jobs/{}", done.id));
+    assert_eq!((conflict.status, conflict.failure().details["state"].clone()), (409, json!("done")));
+    let failed = daemon.job(&json!({"operation": "model_get", "id": "/nowhere/at-all.gguf"}));
+    assert!(matches!(failed.terminator, Terminator::Error(_)), "{failed:?}");
+    assert_eq!(failed.find("error").unwrap()["code"], "MODEL_NOT_FOUND");
+    assert!(failed.find("result").is_none());
+    assert_eq!(delete(&daemon, &format!("/v1/jobs/{}", failed.id)).failure().details["state"], "failed");
+}
+
+#[test]
+fn a_repeated_post_with_one_idempotency_key_starts_one_job() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place, "serve", &[]);
+    let post = || {
+        let mut ask = client::post("/v1/jobs", &json!({"operation": "model_list"})).unwrap();
+        ask.headers_mut().insert("idempotency-key", http::HeaderValue::from_static("once"));
+        daemon.request(ask).json()["job_id"].clone()
+    };
+    assert_eq!(post(), post());
+}
+
+#[test]
+fn bad_operations_are_refused_by_name_before_a_job_is_made() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place, "serve", &[]);
+    let refused = daemon.post("/v1/jobs", &json!({"operation": "make_coffee"})).failure();
+    assert!(refused.message.contains("make_coffee") && refused.message.contains("infer"), "{refused}");
+    let lacking = daemon.post("/v1/jobs", &json!({"operation": "infer"})).failure();
+    assert!(lacking.message.contains("model"), "{lacking}");
+    let form = client::request("POST", "/v1/jobs", reply::full("operation=infer")).unwrap();
+    assert_eq!(daemon.request(form).status, 415);
+    let neither = daemon.job(&json!({"operation": "infer", "model": "m"}));
+    assert_eq!(neither.find("error").unwrap()["code"], "INVALID_REQUEST");
+    assert_eq!(daemon.get("/v1/jobs").json()["jobs"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_hives_job_has_one_id_on_both_sides() {
+    let place = Place::new();
+    let (daemon, model) = served(&place);
+    let job = daemon.job(&json!({"operation": "model_get", "id": model, "hive_id": "here"}));
+    assert_eq!(job.done()["context_length"], 2_048);
+    let on_hive = daemon.get(&format!("/v1/hives/here/v1/jobs/{}", job.id)).json();
+    assert_eq!((&on_hive["job_id"], &on_hive["state"]), (&json!(job.id), &json!("done")));
+    let nowhere =
+        daemon.post("/v1/jobs", &json!({"operation": "model_list", "hive_id": "elsewhere"})).failure();
+    assert_eq!(nowhere.code, Code::HiveNotFound);
+    assert!(nowhere.message.contains("here"), "{nowhere}");
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_a_clear_error_and_no_daemon_dies_of_it() {
+    let place = Place::new();
+    let (daemon, model) = served(&place);
+    let broken = place.path("broken.gguf");
+    let whole = std::fs::read(place.path("tiny.gguf")).unwrap();
+    std::fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
+    let refused = daemon.job(&json!({"operation": "model_download", "model": broken.to_str().unwrap()}));
+    assert_eq!(refused.find("error").unwrap()["code"], "INVALID_MODEL", "{refused:?}");
+    // Registered while whole, cut short behind the store's back.
+    std::fs::write(place.path("tiny.gguf"), &whole[..whole.len() / 2]).unwrap();
+    let late = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 2}));
+    assert_eq!(late.find("error").unwrap()["code"], "INVALID_MODEL", "{late:?}");
+    assert_eq!(daemon.get("/health").status, 200);
+}
