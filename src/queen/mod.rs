@@ -81,9 +81,14 @@ impl Queen {
         tracing::info!(hive = hello.hive, version = hello.version, "hive connected");
         // The connection runs on its own: what is under way on it when telemetry ends may still finish or fail by itself.
         let running = tokio::spawn(running);
+        let mut following = std::pin::pin!(self.registry.follow(&hello, caller));
         let lost = tokio::select! {
-            lost = self.registry.follow(&hello, caller) => lost,
-            () = self.shutdown.stopped() => LinkLost::Closed,
+            lost = following.as_mut() => lost,
+            () = self.shutdown.stopped() => {
+                // Cut first: the follower takes the hive out then, and nobody waits for word from it any more.
+                running.abort();
+                following.await
+            }
         };
         if !matches!(lost, LinkLost::Superseded) {
             running.abort();
