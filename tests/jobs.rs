@@ -14,7 +14,7 @@ fn served(place: &Place) -> (Daemon, String) {
 }
 
 fn endless(model: &str) -> Value {
-    json!({"operation": "infer", "model": model, "prompt": "Bees", "temperature": 0})
+    json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 8000, "stop": ["\u{0}never"]})
 }
 
 fn start(daemon: &Daemon, operation: &Value) -> String {

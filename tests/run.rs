@@ -131,7 +131,7 @@ fn ctrl_c_cancels_on_the_server_shows_the_receipt_and_exits_130() {
     let account = Account::new(Place::with_model(&slow()));
     answer(&account.run(&["--max-tokens", "1", "warm up"]));
     let model = account.place.model();
-    let mut command = account.command(&["run", "-m", model.as_str(), "--temperature", "0", "hello"]);
+    let mut command = account.command(&["run", "-m", model.as_str(), "--max-tokens", "8000", "hello"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut piece = [0; 16];
     // The first token is out: the answer is being written.
