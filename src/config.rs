@@ -129,7 +129,22 @@ impl Settings {
     pub fn of_process(parsed: Parsed) -> Result<Settings, ConfigError> {
         let env = |name: &str| std::env::var_os(name);
         let files = file::read_files(env)?;
-        Settings::resolve(parsed, env, &files)
+        let mut settings = Settings::resolve(parsed, env, &files)?;
+        settings.anchor();
+        Ok(settings)
+    }
+
+    /// Paths that were typed start where they were typed, also for a daemon that is started with them elsewhere.
+    fn anchor(&mut self) {
+        for (values, _) in self.values.values_mut() {
+            for value in values {
+                if let Value::Path(path) = value
+                    && let Ok(absolute) = std::path::absolute(&*path)
+                {
+                    *path = absolute;
+                }
+            }
+        }
     }
 
     pub fn command(&self) -> &'static Command {
@@ -435,6 +450,13 @@ mod tests {
         let error = resolve("rbee worker serve", &[], &[]).unwrap_err().to_string();
         assert_eq!(error, "`--model FILE` is missing: the GGUF file; see `rbee help worker serve`");
         assert!(resolve("rbee worker serve", &[("RBEE_MODEL", "a.gguf")], &[]).is_ok());
+    }
+
+    #[test]
+    fn a_path_that_was_typed_is_absolute_for_whoever_gets_it_next() {
+        let mut settings = resolve("rbee status --state-dir here", &[], &[]).unwrap();
+        settings.anchor();
+        assert_eq!(settings.path("state-dir"), Some(std::env::current_dir().unwrap().join("here").as_path()));
     }
 
     #[test]

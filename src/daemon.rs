@@ -186,8 +186,10 @@ fn holder_of(port: u16) -> Option<String> {
     None
 }
 
-/// Leaves the terminal's session, so that its hang-up and Ctrl-C are not for us.
+/// Leaves the terminal's session, so that its hang-up and Ctrl-C are not for us, and the directory we were started in, which
+/// the person may want to unmount. Settings come first: relative paths in them are relative to that directory.
 pub fn detach() -> Result<(), DaemonError> {
+    std::env::set_current_dir("/").map_err(DaemonError::Detach)?;
     match rustix::process::setsid() {
         // Already the leader of a session or group: nothing to leave.
         Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),

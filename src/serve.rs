@@ -85,7 +85,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             };
             options.queens.retain(|queen| !is_us(queen));
             let models = settings.path("models-dir").unwrap_or(&dirs.models);
-            let hub = Hub::of_process().map_err(ServeError::Hub)?;
+            let hub = hub(&dirs.state).map_err(ServeError::Hub)?;
             let store = Store::open(StoreSettings::new(models.to_owned(), dirs.run.join("fetches"), hub))?;
             Some(Hive::start(options, node_id(&dirs.state)?, store, shutdown.clone()).await)
         }
@@ -186,6 +186,15 @@ fn hive_options(
     })
 }
 
+/// The hub's cache as the environment says. A system service has no HOME: its cache is then beside its state.
+fn hub(state: &Path) -> Result<Hub, HubError> {
+    let has_home = std::env::var_os("HOME").is_some_and(|home| !home.is_empty());
+    Hub::find(|name| match std::env::var_os(name) {
+        None if name == "XDG_CACHE_HOME" && !has_home => Some(state.into()),
+        value => value,
+    })
+}
+
 /// This machine's id: made once, kept with its state.
 fn node_id(state: &Path) -> Result<String, ServeError> {
     let path = state.join("node");
@@ -202,7 +211,7 @@ fn node_id(state: &Path) -> Result<String, ServeError> {
 
 fn fresh_node_id(state: &Path, path: &Path) -> std::io::Result<String> {
     use std::io::Write;
-    let id = uuid::Uuid::now_v7().to_string();
+    let id = crate::wire::id::fresh().to_string();
     let mut file = tempfile::NamedTempFile::new_in(state)?;
     writeln!(file, "{id}")?;
     file.as_file().sync_all()?;

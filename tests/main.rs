@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
 mod cli;
+mod fleet;
+mod guard;
 mod inference;
 mod jobs;
 mod models;
 mod processes;
 mod run;
+mod shutdown;
 mod statics;
 mod support;
 mod tidy;

@@ -3,18 +3,24 @@
 
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{self, TestHub};
+use command_fds::{CommandFdExt, FdMapping};
+use rbee::http::client::{self, Target};
 use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Reference, Settings, Store};
+use serde_json::{Value, json};
 use sha2::Digest as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 const RBEE: &str = env!("CARGO_BIN_EXE_rbee");
+const SOON: Duration = Duration::from_secs(120);
 /// Where the test in the namespace finds its files.
 const INSIDE: &str = "RBEE_TEST_NAMES";
 
@@ -40,34 +46,83 @@ fn the_program_is_one_file_that_no_loader_is_needed_for() {
     }
 }
 
+/// A root directory with nothing in it but the program and a model, and the words that run a program there.
+struct EmptyRoot {
+    dir: tempfile::TempDir,
+    enter: Vec<String>,
+}
+
+impl EmptyRoot {
+    fn new() -> Option<EmptyRoot> {
+        if !cfg!(target_feature = "crt-static") {
+            eprintln!("skipped: this build is not static");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("rbee");
+        std::fs::copy(RBEE, &copy).unwrap();
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(dir.path().join("tiny.gguf"), tiny(&Tiny::default())).unwrap();
+        let root = dir.path().to_string_lossy().into_owned();
+        let ways = [vec!["unshare", "-r", "chroot", &root], vec!["chroot", &root]];
+        let works = |way: &&Vec<&str>| {
+            run(way[0], &[&way[1..], &["/rbee", "version"]].concat())
+                .is_some_and(|probe| probe.status.success())
+        };
+        match ways.iter().find(works) {
+            Some(way) => Some(EmptyRoot { enter: way.iter().map(|word| (*word).to_owned()).collect(), dir }),
+            None if is_root() => panic!("rbee version fails in an empty root"),
+            None => {
+                eprintln!("skipped: this system lets nobody change the root directory");
+                None
+            }
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.enter[0]);
+        command.args(&self.enter[1..]).arg("/rbee").args(arguments).stdin(Stdio::null());
+        command
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn it_runs_where_there_is_nothing_else() {
-    if !cfg!(target_feature = "crt-static") {
-        return eprintln!("skipped: this build is not static");
-    }
-    let root = tempfile::tempdir().unwrap();
-    let copy = root.path().join("rbee");
-    std::fs::copy(RBEE, &copy).unwrap();
-    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
-    let root = root.path().to_string_lossy();
-    let output = match run("unshare", &["-r", "true"]) {
-        Some(probe) if probe.status.success() => run("unshare", &["-r", "chroot", &root, "/rbee", "version"]),
-        _ => run("chroot", &[&root, "/rbee", "version"]),
+    let Some(root) = EmptyRoot::new() else { return };
+    let output = root.command(&["version"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains(env!("CARGO_PKG_VERSION")), "{output:?}");
+    let missing = root.command(&["worker", "serve", "--model", "/none.gguf"]).output().unwrap();
+    assert!(!missing.status.success());
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("none.gguf"), "{missing:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_worker_answers_where_there_is_nothing_else() {
+    let Some(root) = EmptyRoot::new() else { return };
+    let socket = root.dir.path().join("worker.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut command =
+        root.command(&["worker", "serve", "--listen", "fd:3", "--model", "/tiny.gguf", "--threads", "1"]);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stderr(Stdio::piped());
+    command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(listener), child_fd: 3 }]).unwrap();
+    let mut worker = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+    let target = Target::unix(&socket);
+    let talk = async {
+        // Ends when the model is loaded.
+        let loaded = client::send(&target, client::get("/v1/loading/progress").unwrap()).await.unwrap();
+        client::whole(loaded).await.unwrap();
+        let question = json!({"prompt": "bee", "max_tokens": 4, "temperature": 0, "ignore_eos": true});
+        client::ask::<Value>(&target, client::post("/v1/completions", &question).unwrap()).await.unwrap()
     };
-    match output {
-        Some(output) if String::from_utf8_lossy(&output.stderr).contains("Operation not permitted") => {
-            eprintln!("skipped: this system lets nobody change the root directory");
-        }
-        Some(output) => {
-            assert!(output.status.success(), "{output:?}");
-            assert!(
-                String::from_utf8_lossy(&output.stdout).contains(env!("CARGO_PKG_VERSION")),
-                "{output:?}"
-            );
-        }
-        None => eprintln!("skipped: there is no unshare or chroot"),
-    }
+    let answer = tokio::time::timeout(SOON, talk).await.unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 4, "{answer}");
+    worker.kill().await.unwrap();
 }
 
 /// A world of its own: a hosts file, a name server, a `getent`, and an nsswitch.conf of the kind that kills static programs.
@@ -78,7 +133,8 @@ for file in hosts resolv.conf nsswitch.conf; do mount --bind "$RBEE_TEST_NAMES/$
 exec "$@"
 "#;
 
-/// This very executable is static, too, so it stands for the program: names, TLS and the store are the program's own code.
+/// First this very executable, which is static, too, and has the program's own code for names, TLS and the store; then
+/// the program.
 #[cfg(target_os = "linux")]
 #[test]
 fn names_and_private_authorities_work_in_a_static_program() {
@@ -98,7 +154,12 @@ fn names_and_private_authorities_work_in_a_static_program() {
     std::fs::set_permissions(dir.path().join("bin/getent"), PermissionsExt::from_mode(0o755)).unwrap();
     write("ca.pem", "");
 
-    let namespace = ["-rmn", "sh", "-c", SETUP, "sh"];
+    // What asks for Python finds none, at once.
+    write("bin/python3", "#!/bin/sh\necho no python here >&2; exit 1\n");
+    std::fs::set_permissions(dir.path().join("bin/python3"), PermissionsExt::from_mode(0o755)).unwrap();
+
+    // With a PID namespace, so that the daemon that a command starts ends with the test.
+    let namespace = ["-rmnpf", "--kill-child", "--mount-proc", "sh", "-c", SETUP, "sh"];
     let command = |arguments: &[&std::ffi::OsStr]| {
         let path = format!("{}:{}", dir.path().join("bin").display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("unshare");
@@ -108,7 +169,7 @@ fn names_and_private_authorities_work_in_a_static_program() {
     };
     if !command(&["true".as_ref()]).is_ok_and(|probe| probe.status.success()) {
         return eprintln!(
-            "skipped: this system makes no mount and network namespaces (unshare -rmn, ip, mount)"
+            "skipped: this system makes no mount, network and PID namespaces (unshare -rmnpf, ip, mount)"
         );
     }
     let this = std::env::current_exe().unwrap();
@@ -142,6 +203,20 @@ async fn fetch_by_every_kind_of_name(dir: &Path) {
         assert!(failure.message.contains(says), "{name}: {failure}");
     }
     assert_eq!(hub.asked().len(), 0);
+
+    // The program itself asks by the name that needs every way: the hub has no such file, and it is the hub who says so.
+    let endpoint = format!("https://hub.local:{}", hub.address.port());
+    let mut download = tokio::process::Command::new(RBEE);
+    download.args(["model", "download", "smollm2-135m-instruct"]).stdin(Stdio::null()).kill_on_drop(true);
+    download.env_clear().env("PATH", dir.join("bin")).env("SSL_CERT_FILE", dir.join("ca.pem"));
+    download.env("HOME", state.path()).env("RBEE_STATE_DIR", state.path().join("rbee"));
+    let output =
+        tokio::time::timeout(SOON, download.env("HF_ENDPOINT", endpoint).output()).await.unwrap().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("is not there (404)"), "{told}");
+    assert!(told.contains("no python here"), "{told}");
+    assert_eq!(hub.asked().len(), 1);
 }
 
 async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rbee::wire::Failure> {

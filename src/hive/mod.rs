@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use workers::Workers;
 
-pub use routes::Routes;
+pub use routes::{Routes, TABLE};
 pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
 

@@ -313,7 +313,7 @@ pub struct Planned {
 
 /// Short enough to type; the random end of a UUID.
 fn fresh_id() -> String {
-    let uuid = uuid::Uuid::now_v7().simple().to_string();
+    let uuid = crate::wire::id::fresh().simple().to_string();
     format!("w{}", &uuid[uuid.len() - 10..])
 }
 

@@ -158,5 +158,5 @@ fn request_id(given: Option<&HeaderValue>) -> String {
         .and_then(|value| value.to_str().ok())
         .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
         .filter(|id| id.bytes().all(|b| b.is_ascii_graphic()))
-        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+        .map_or_else(|| crate::wire::id::fresh().to_string(), str::to_owned)
 }

@@ -156,12 +156,7 @@ fn spawn(
         lease = Some(ours.into());
     }
     command.fd_mappings(descriptors).map_err(|error| failed(std::io::Error::other(error)))?;
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(failed)?)
-        .stderr(log)
-        // A directory that the person may want to unmount or remove while the daemon lives on.
-        .current_dir("/");
+    command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
     let daemon = command.spawn().map_err(failed)?;
     Ok(Started { daemon, notify: notify.into(), lease })
 }

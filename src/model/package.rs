@@ -147,7 +147,7 @@ impl Helper<'_> {
         module_and_arguments: impl IntoIterator<Item = &str>,
     ) -> Result<(process::Exit, String), Stop> {
         let argv = ["python3", "-m"].into_iter().chain(module_and_arguments);
-        let mut spec = Spec::new(format!("package-{}-{}", self.recipe.id, uuid::Uuid::now_v7()), argv);
+        let mut spec = Spec::new(format!("package-{}-{}", self.recipe.id, crate::wire::id::fresh()), argv);
         spec.env = environment(scratch);
         spec.cwd = Some(scratch.to_owned());
         spec.grace_ms = GRACE.as_millis() as u64;

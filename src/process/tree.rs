@@ -25,6 +25,8 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 /// Lines that wait for a reader of [`Lines`]; more are dropped and counted.
 const LINES_MAX: usize = 1024;
 const ASKS_MAX: usize = 8;
+/// From a shim's receipt to its exit.
+const SHIM_EXIT_MAX: Duration = Duration::from_secs(1);
 /// What a shim may need beyond the grace it was given; after that it is killed, and the tree swept without it.
 const STOP_ANSWER_MAX: Duration =
     LINGER_MAX.saturating_add(VERIFY_MAX).saturating_add(Duration::from_secs(3));
@@ -253,8 +255,8 @@ impl Holder {
             tokio::select! {
                 said = self.wire.next() => match said {
                     Some(said) => {
-                        if self.hear(said) {
-                            return;
+                        if let Some(receipt) = self.hear(said) {
+                            return self.farewell(receipt).await;
                         }
                     }
                     None => return self.lose().await,
@@ -272,8 +274,8 @@ impl Holder {
         }
     }
 
-    /// True when nothing follows.
-    fn hear(&mut self, said: Said) -> bool {
+    /// The receipt, when it has come; nothing follows it.
+    fn hear(&mut self, said: Said) -> Option<Receipt> {
         if let Some(dropped) = said.dropped {
             self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
@@ -283,16 +285,20 @@ impl Holder {
         if let Some(exit) = said.exited {
             self.state.send_modify(|state| state.exit = Some(exit));
         }
-        let last = said.receipt.is_some();
-        if let Some(receipt) = said.receipt {
-            self.output = None;
-            self.state.send_modify(|state| {
-                // A leader that KILL could not end has no exit to tell.
-                state.exit.get_or_insert(Exit::Lost);
-                state.receipt = Some(receipt);
-            });
-        }
-        last
+        said.receipt
+    }
+
+    /// Tells the receipt once the shim, too, has gone: who is told that a tree has ended must find nothing of it.
+    async fn farewell(mut self, receipt: Receipt) {
+        self.output = None;
+        let gone = async { while self.wire.next().await.is_some() {} };
+        // It has nothing left to do but to exit; a holder beside us that does not read may keep it.
+        let _ = tokio::time::timeout(SHIM_EXIT_MAX, gone).await;
+        self.state.send_modify(|state| {
+            // A leader that KILL could not end has no exit to tell.
+            state.exit.get_or_insert(Exit::Lost);
+            state.receipt = Some(receipt);
+        });
     }
 
     fn pass_on(&mut self, line: String) {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How long after the queen's start a request may wait for a first hive to dial.
 pub const JOIN_MAX: Duration = Duration::from_secs(10);
 
-pub use routes::Routes;
+pub use routes::{Routes, TABLE};
 
 /// What a queen is told at her start.
 #[derive(Debug, Clone)]
@@ -81,9 +81,14 @@ impl Queen {
         tracing::info!(hive = hello.hive, version = hello.version, "hive connected");
         // The connection runs on its own: what is under way on it when telemetry ends may still finish or fail by itself.
         let running = tokio::spawn(running);
+        let mut following = std::pin::pin!(self.registry.follow(&hello, caller));
         let lost = tokio::select! {
-            lost = self.registry.follow(&hello, caller) => lost,
-            () = self.shutdown.stopped() => LinkLost::Closed,
+            lost = following.as_mut() => lost,
+            () = self.shutdown.stopped() => {
+                // Cut first: the follower takes the hive out then, and nobody waits for word from it any more.
+                running.abort();
+                following.await
+            }
         };
         if !matches!(lost, LinkLost::Superseded) {
             running.abort();

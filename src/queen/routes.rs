@@ -151,7 +151,8 @@ impl Queen {
         self.registry.admit(&hello)?;
         let upgraded = hyper::upgrade::on(&mut request.inner);
         let queen = self.clone();
-        self.shutdown.spawn(async move {
+        // None of the tasks that a shutdown waits for: a link is no work in itself, and lasts until that has ended.
+        tokio::spawn(async move {
             tokio::select! {
                 upgraded = upgraded => match upgraded {
                     Ok(io) => queen.attach(hello, io).await,

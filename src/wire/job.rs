@@ -16,7 +16,7 @@ pub struct JobId(pub Uuid);
 
 impl JobId {
     pub fn fresh() -> Self {
-        JobId(Uuid::now_v7())
+        JobId(super::id::fresh())
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod codec;
 pub mod failure;
 pub mod fleet;
+pub mod id;
 pub mod job;
 pub mod openai;
 pub mod operation;

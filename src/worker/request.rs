@@ -226,23 +226,23 @@ fn any_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// Puts prompt and limit in, if they fit into a slot together.
+/// Puts prompt and limit in. A prompt that leaves no room for an answer is refused; a limit beyond what fits is lowered to
+/// it, as llama-server does: many clients always send a large one, and the answer says `length` if it gets there.
 pub fn fit(ask: &mut Ask, prompt: Vec<i32>, max_tokens: Option<u32>, context: u32) -> Result<(), Failure> {
     if prompt.is_empty() {
         return Err(Failure::invalid("the prompt is empty"));
     }
     let room = (context as usize).saturating_sub(prompt.len());
-    let wanted = max_tokens.map_or(1, |n| n as usize);
-    if room < wanted {
-        let (prompt, asked) =
-            (prompt.len(), max_tokens.map_or(String::new(), |n| format!(" and {n} new ones")));
+    if room == 0 {
+        let prompt = prompt.len();
         return Err(Failure::new(
             Code::ContextLengthExceeded,
-            format!("the prompt's {prompt} tokens{asked} don't fit into a slot of {context} tokens; shorten the prompt, ask for fewer, or start the worker with a larger --ctx-size"),
+            format!("the prompt's {prompt} tokens leave no room for an answer in a slot of {context}; shorten the prompt, or start the worker with a larger context (--ctx, --ctx-size)"),
         )
-        .with(serde_json::json!({"prompt_tokens": prompt, "max_tokens": max_tokens, "n_ctx": context})));
+        .with(serde_json::json!({"prompt_tokens": prompt, "n_ctx": context})));
     }
-    ask.new_tokens_max = max_tokens.unwrap_or(u32::try_from(room).unwrap_or(u32::MAX));
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    ask.new_tokens_max = max_tokens.map_or(room, |wanted| wanted.min(room));
     ask.prompt = prompt;
     Ok(())
 }
@@ -321,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn prompt_and_answer_must_fit_together() {
+    fn a_limit_is_lowered_to_the_room_and_a_prompt_without_room_refused() {
         let mut ask = Ask::default();
-        fit(&mut ask, vec![1; 10], None, 16).unwrap();
-        assert_eq!(ask.new_tokens_max, 6);
-        fit(&mut ask, vec![1; 10], Some(6), 16).unwrap();
-        let failure = fit(&mut ask, vec![1; 10], Some(7), 16).unwrap_err();
+        for (wanted, given) in [(None, 6), (Some(6), 6), (Some(7_000), 6), (Some(2), 2)] {
+            fit(&mut ask, vec![1; 10], wanted, 16).unwrap();
+            assert_eq!(ask.new_tokens_max, given, "{wanted:?}");
+        }
+        let failure = fit(&mut ask, vec![1; 16], None, 16).unwrap_err();
         assert_eq!((failure.code, &failure.details["n_ctx"]), (Code::ContextLengthExceeded, &json!(16)));
-        assert!(fit(&mut ask, vec![1; 16], None, 16).is_err());
         assert!(fit(&mut ask, Vec::new(), None, 16).is_err());
     }
 }

@@ -179,7 +179,7 @@ impl Shared {
         let (prompt, stops) = self.prepare(ready.clone(), content).await?;
         ask.stops.extend(stops);
         request::fit(&mut ask, prompt, max_tokens, ready.limits.context)?;
-        let id = uuid::Uuid::now_v7().simple();
+        let id = crate::wire::id::fresh().simple();
         let header = Header {
             kind,
             id: match kind {

@@ -4,6 +4,7 @@
 //! can count what is left, and fails if anything is. A [`Daemon`] says over a pipe when it is ready; nothing looks for it.
 
 use crate::support::gguf::{Tiny, tiny};
+use crate::support::pidns;
 use bytes::Bytes;
 use command_fds::{CommandFdExt, FdMapping};
 use http_body_util::BodyExt;
@@ -15,7 +16,7 @@ use rbee::wire::job::Terminator;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -62,10 +63,28 @@ pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Res
     }
 }
 
+/// Runs a test in a PID namespace of its own; the closure's type tells the test's name.
+pub fn alone<F: FnOnce()>(test: F) {
+    let path = std::any::type_name::<F>();
+    let path = path.strip_suffix("::{{closure}}").expect("a test passes a closure");
+    let (module, name) = path.rsplit_once("::").expect("a test is in a module");
+    if pidns::inside(module, name) {
+        test();
+    }
+}
+
 /// A model whose answers last: some hundred tokens a second, and room for thousands.
 pub fn slow() -> Tiny {
     Tiny { embedding: 256, blocks: 8, feed_forward: 1024, context: 32_768, ..Tiny::default() }
 }
+
+/// A model with room for answers that last until somebody ends them; see [`ENDLESS`].
+pub fn roomy() -> Tiny {
+    Tiny { context: 131_072, ..Tiny::default() }
+}
+
+/// Tokens of an answer that no test waits for.
+pub const ENDLESS: u32 = 100_000;
 
 /// A home, a state directory and a model of its own.
 pub struct Place {
@@ -334,6 +353,26 @@ impl Daemon {
 
     pub fn workers(&self) -> Vec<Value> {
         self.get("/v1/workers").json()["workers"].as_array().unwrap().clone()
+    }
+
+    /// Spawns a worker for the place's model with one slot of all its room.
+    #[track_caller]
+    pub fn spawn_roomy(&self, model: &str) -> Value {
+        let operation =
+            json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000});
+        self.job(&operation).done().clone()
+    }
+
+    /// Asks in bytes of the caller's own, for what the client would never send; gives the status.
+    pub fn raw(&self, head: &str) -> u16 {
+        let mut stream = std::net::TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "{head}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.unwrap_or_else(|| panic!("{head}: {answer}"))
     }
 
     // ── ending

@@ -7,7 +7,7 @@ use crate::keeper::follow::Follower;
 use crate::keeper::render::{Render, ago, size};
 use crate::keeper::server::Server;
 use crate::model::Reference;
-use crate::wire::fleet::WorkerInfo;
+use crate::wire::fleet::{HiveInfo, WorkerInfo};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use serde::Deserialize;
 use serde_json::json;
@@ -40,7 +40,13 @@ pub fn table(render: &Render, workers: &[&WorkerInfo]) -> std::io::Result<()> {
 }
 
 pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    let workers = Server::of(settings)?.get::<Workers>("/v1/workers", render).await?.workers;
+    let server = Server::of(settings)?;
+    let workers = match &server.hive_id {
+        Some(name) => {
+            server.get::<HiveInfo>(&format!("/v1/hives/{}", percent_encode(name)), render).await?.workers
+        }
+        None => server.get::<Workers>("/v1/workers", render).await?.workers,
+    };
     if render.is_json() {
         return render.value(&json!(workers)).map_err(writing);
     }

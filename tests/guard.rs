@@ -1,0 +1,120 @@
+//! Who is let in, and where a daemon refuses to start: ports, state directories, keys, foreign hosts and origins.
+
+use crate::support::node::{Daemon, Place, Refused, alone};
+use rbee::http::router::Route;
+use rbee::wire::Code;
+
+const KEY: &str = "open-sesame-0123456789";
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+#[track_caller]
+fn refused(place: &Place, role: &str, args: &[&str]) -> String {
+    match Daemon::try_start(place, role, args, &[]) {
+        Err(Refused { exit, said }) => {
+            assert_eq!(exit.code(), Some(1), "{said}");
+            said
+        }
+        Ok(daemon) => panic!("{role} {args:?} listens on {}", daemon.address),
+    }
+}
+
+#[test]
+fn a_port_in_use_is_refused_with_its_holder_and_the_flag() {
+    alone(|| {
+        let (place, other) = (Place::new(), Place::new());
+        let holder = Daemon::start(&place, "queen serve", &[]);
+        for role in ["serve", "queen serve", "hive serve"] {
+            let said = refused(&other, role, &["--listen", &holder.address]);
+            assert!(said.contains(&format!("pid {}", holder.pid())) && said.contains("--listen"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn a_second_daemon_of_a_role_on_one_state_directory_is_refused() {
+    alone(|| {
+        let place = Place::new();
+        let first = Daemon::start(&place, "serve", &[]);
+        for role in ["serve", "queen serve", "hive serve"] {
+            let said = refused(&place, role, &[]);
+            assert!(said.contains(&format!("pid {}", first.pid())) && said.contains("--state-dir"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn listening_beyond_loopback_without_a_key_is_refused_and_says_how_to_make_one() {
+    alone(|| {
+        let place = Place::new();
+        for role in ["serve", "queen serve", "hive serve"] {
+            let said = refused(&place, role, &["--listen", "0.0.0.0:0"]);
+            assert!(said.contains("--api-key") && said.contains("openssl rand"), "{said}");
+        }
+        assert!(
+            Daemon::try_start(&place, "serve", &["--listen", "0.0.0.0:0"], &[("RBEE_API_KEY", KEY)]).is_ok()
+        );
+    });
+}
+
+#[test]
+fn with_a_key_only_its_holder_is_let_in_and_the_log_never_shows_it() {
+    alone(|| {
+        let place = Place::new();
+        for role in ["serve", "queen serve", "hive serve"] {
+            let mut daemon = Daemon::try_start(&place, role, &[], &[("RBEE_API_KEY", KEY)]).unwrap();
+            let missing = daemon.get("/v1/info");
+            assert_eq!((missing.status, missing.failure().code), (401, Code::MissingApiKey));
+            assert_eq!(daemon.get("/health").status, 200);
+            daemon.use_key("open-sesame-0123456780");
+            let wrong = daemon.get("/v1/info");
+            assert_eq!((wrong.status, wrong.failure().code), (401, Code::InvalidApiKey));
+            daemon.use_key(KEY);
+            assert_eq!(daemon.get("/v1/info").status, 200);
+            let log = daemon.log();
+            assert!(!log.contains("open-sesame"), "{log}");
+        }
+    });
+}
+
+/// Every method on every path of a table, with a header that is not ours.
+fn refuses_foreigners<E>(daemon: &Daemon, table: &[Route<E>]) {
+    let ours = &daemon.address;
+    assert_eq!(daemon.raw(&format!("GET /v1/info HTTP/1.1\r\nhost: {ours}")), 200);
+    assert_eq!(daemon.raw(&format!("GET /v1/info HTTP/1.1\r\nhost: {ours}\r\norigin: http://{ours}")), 200);
+    let foreign = [
+        "host: evil.example".to_owned(),
+        format!("host: localhost.evil.example:{}", ours.rsplit_once(':').unwrap().1),
+        format!("host: {ours}\r\norigin: https://evil.example"),
+        format!("host: {ours}\r\norigin: null"),
+    ];
+    let mut asked = 0;
+    for route in table {
+        let path = route
+            .path
+            .replace("{name}", "one")
+            .replace("{id}", "x")
+            .replace("{id*}", "x")
+            .replace("{rest*}", "v1/info");
+        assert!(!path.contains('{'), "{path}");
+        for (method, headers) in
+            METHODS.iter().flat_map(|method| foreign.iter().map(move |headers| (method, headers)))
+        {
+            let request = format!("{method} {path} HTTP/1.1\r\n{headers}\r\ncontent-length: 0");
+            assert_eq!(daemon.raw(&request), 403, "{request}");
+            asked += 1;
+        }
+    }
+    println!("{asked} requests, each refused");
+}
+
+#[test]
+fn a_foreign_host_or_origin_is_refused_on_every_method_of_every_route() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
+        queen.has_hives(1);
+        refuses_foreigners(&queen, rbee::queen::TABLE);
+        refuses_foreigners(&hive, rbee::hive::TABLE);
+    });
+}

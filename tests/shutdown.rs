@@ -1,0 +1,364 @@
+//! How everything ends, in order and not: each process of a working fleet is killed in the middle of an answer, and each time
+//! nothing may be left running and no client may take a part of an answer for the whole.
+//!
+//! RBEE_KILLS says how often; the figures in the readme come from more than a usual run does.
+
+use crate::support::node::{
+    Daemon, ENDLESS, Place, Stream, alone, chat, is_alive, kills, parent_of, roomy, said, signal_pid, until,
+    within,
+};
+use rbee::wire::Code;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::io::Read;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const CHAT: &str = "/v1/chat/completions";
+const ORPHAN_TTL: &str = "1s";
+/// When the last orphan must be gone: the lease's end, TERM, and what a busy machine adds.
+const ORPHANS_GONE_MAX: Duration = Duration::from_secs(4);
+/// For what ends by a signal of the kernel's.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// A second SIGTERM ends all within a worker's grace.
+const STOP_MAX: Duration = Duration::from_secs(6);
+
+/// Queen, hive and worker, in the middle of an answer.
+struct Busy {
+    stream: Stream,
+    worker: i32,
+    shim: i32,
+    id: Value,
+    model: String,
+    queen: Daemon,
+    hive: Daemon,
+    // Dropped last: it fails if something of it still runs.
+    place: Place,
+}
+
+impl Busy {
+    fn start(orphan_ttl: &str) -> Busy {
+        let place = Place::with_model(&roomy());
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let hive = hive(&place, &queen, orphan_ttl);
+        queen.has_hives(1);
+        let model = queen.register(&place, None);
+        let info = queen.spawn_roomy(&model);
+        let worker = info["pid"].as_i64().unwrap() as i32;
+        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
+        stream.take(5);
+        Busy {
+            stream,
+            worker,
+            shim: parent_of(worker),
+            id: info["worker_id"].clone(),
+            model,
+            queen,
+            hive,
+            place,
+        }
+    }
+
+    /// Neither the worker nor its shim is left.
+    #[track_caller]
+    fn is_childless_within(&self, limit: Duration) {
+        within(limit, "worker and shim are gone", || {
+            let left = [self.worker, self.shim].map(is_alive);
+            if left == [false; 2] { Ok(()) } else { Err(format!("alive: worker and shim: {left:?}")) }
+        });
+        assert_eq!(
+            self.place.processes().len(),
+            [self.hive.pid(), self.queen.pid()].map(is_alive).iter().filter(|alive| **alive).count()
+        );
+    }
+
+    /// Whatever happened: another request is answered, cleanly.
+    #[track_caller]
+    fn serves_again(&self) {
+        let ended = self.queen.stream(CHAT, &chat(&self.model, 3, true)).rest();
+        assert!(ended.is_clean(), "{ended:?}");
+    }
+}
+
+fn hive(place: &Place, queen: &Daemon, orphan_ttl: &str) -> Daemon {
+    Daemon::start(
+        place,
+        "hive serve",
+        &["--name", "one", "--queen", &queen.url(), "--orphan-ttl", orphan_ttl],
+    )
+}
+
+/// Repeats a kill and tells how long the slowest took.
+fn repeat(what: &str, mut kill: impl FnMut() -> Duration) {
+    let count = kills();
+    let mut took: Vec<Duration> = (0..count).map(|_| kill()).collect();
+    took.sort_unstable();
+    println!(
+        "{what}: {count} of {count}; until all was gone: median {:?}, longest {:?}",
+        took[took.len() / 2],
+        took[took.len() - 1]
+    );
+}
+
+#[test]
+fn a_killed_worker_ends_its_stream_with_an_error_and_is_replaced() {
+    alone(|| {
+        repeat("worker", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.worker, Signal::KILL);
+            let ended = busy.stream.rest();
+            ended.is_told();
+            let failure = ended.failure().unwrap_or_else(|| panic!("no error event: {ended:?}"));
+            assert_eq!(failure.code, Code::WorkerLost, "{failure:?}");
+            busy.is_childless_within(AT_ONCE);
+            let took = begun.elapsed();
+            busy.serves_again();
+            took
+        });
+    });
+}
+
+#[test]
+fn a_killed_shim_takes_its_worker_along_and_the_hive_starts_another() {
+    alone(|| {
+        repeat("shim", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.shim, Signal::KILL);
+            busy.stream.rest().is_told();
+            busy.is_childless_within(AT_ONCE);
+            let took = begun.elapsed();
+            busy.serves_again();
+            took
+        });
+    });
+}
+
+#[test]
+fn a_killed_hives_worker_ends_by_itself_when_no_other_hive_comes() {
+    alone(|| {
+        repeat("hive", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.is_childless_within(ORPHANS_GONE_MAX);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn a_hive_and_a_shim_killed_together_leave_no_worker() {
+    alone(|| {
+        repeat("hive and shim", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            signal_pid(busy.shim, Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.is_childless_within(AT_ONCE);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn a_killed_queens_clients_see_a_broken_stream_and_the_worker_is_free_for_the_next_queen() {
+    alone(|| {
+        repeat("queen", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.queen.pid(), Signal::KILL);
+            busy.queen.ended();
+            busy.stream.rest().is_told();
+            let address = busy.queen.address.clone();
+            until("the slot is free", || match busy.hive.workers() {
+                workers if workers.len() == 1 && workers[0]["slots_busy"] == 0 => Ok(()),
+                workers => Err(format!("{workers:?}")),
+            });
+            let took = begun.elapsed();
+            busy.queen = Daemon::start(&busy.place, "queen serve", &["--listen", &address]);
+            busy.serves_again();
+            assert_eq!(busy.queen.workers()[0]["worker_id"], busy.id);
+            assert!(is_alive(busy.worker));
+            took
+        });
+    });
+}
+
+#[test]
+fn a_hive_started_again_in_time_adopts_its_worker_with_the_model_loaded() {
+    alone(|| {
+        repeat("hive, then another", || {
+            let mut busy = Busy::start("30s");
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.hive = hive(&busy.place, &busy.queen, "30s");
+            until("the worker is back and free", || match busy.queen.workers() {
+                workers
+                    if workers.len() == 1
+                        && workers[0]["state"] == "ready"
+                        && workers[0]["slots_busy"] == 0 =>
+                {
+                    Ok(())
+                }
+                workers => Err(format!("{workers:?}")),
+            });
+            let took = begun.elapsed();
+            busy.serves_again();
+            let adopted = &busy.queen.workers()[0];
+            assert_eq!(
+                (&adopted["worker_id"], adopted["pid"].as_i64().unwrap()),
+                (&busy.id, i64::from(busy.worker))
+            );
+            let logs = std::fs::read_dir(busy.place.state().join("logs")).unwrap().flatten();
+            let spawned = logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count();
+            assert_eq!(spawned, 1, "the model was loaded again");
+            took
+        });
+    });
+}
+
+#[test]
+fn shutdown_finishes_the_running_stream() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let mut daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        daemon.spawn_roomy(&model);
+        const TOKENS: u32 = 3_000;
+        let mut stream = daemon.stream(CHAT, &chat(&model, TOKENS, true));
+        stream.take(5);
+        daemon.signal(Signal::TERM);
+        let ended = stream.rest();
+        assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
+        assert!(
+            ended.events.len() > TOKENS as usize / 2,
+            "it was over before the signal: {}",
+            ended.events.len()
+        );
+        assert!(daemon.ended().success());
+        assert_eq!(place.processes(), []);
+    });
+}
+
+#[test]
+fn a_daemon_that_shuts_down_takes_no_new_requests() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        daemon.spawn_roomy(&model);
+        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+        stream.take(5);
+        daemon.signal(Signal::TERM);
+        until("the port is closed", || match std::net::TcpStream::connect(&daemon.address) {
+            Err(_) => Ok(()),
+            Ok(_) => Err("it still accepts".into()),
+        });
+        stream.take(5);
+    });
+}
+
+#[test]
+fn a_second_sigterm_stops_at_once() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let mut daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        daemon.spawn_roomy(&model);
+        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+        stream.take(5);
+        let begun = Instant::now();
+        daemon.signal(Signal::TERM);
+        until("the first is noticed", || {
+            let log = daemon.log();
+            if log.contains("shutting down") { Ok(()) } else { Err(log) }
+        });
+        daemon.signal(Signal::TERM);
+        stream.rest().is_told();
+        let exit = daemon.ended();
+        assert!(exit.success(), "{exit}");
+        assert!(begun.elapsed() < STOP_MAX, "{:?}", begun.elapsed());
+        assert_eq!(place.processes(), []);
+    });
+}
+
+/// `rbee run` at a queen of the place's own.
+fn run<'a>(queen: &'a str, model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["run", "--queen", queen, "-m", model, "--max-tokens", "8", "-p", "Hello"];
+    args.extend(more);
+    args
+}
+
+#[test]
+fn an_ephemeral_run_starts_everything_answers_and_leaves_nothing() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, model) = (format!("http://{}", place.address(7833)), place.model());
+        let output = place.rbee(&run(&queen, &model, &["--ephemeral"]));
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+        assert_eq!(place.processes(), [], "{output:?}");
+    });
+}
+
+#[test]
+fn an_ephemeral_run_that_is_killed_leaves_nothing() {
+    alone(|| {
+        repeat("keeper of --ephemeral", || {
+            let place = Place::with_model(&roomy());
+            let (queen, model) = (format!("http://{}", place.address(7833)), place.model());
+            let mut args = run(&queen, &model, &["--ephemeral"]);
+            let tokens = args.iter().position(|arg| *arg == "8").unwrap();
+            args[tokens] = "4000";
+            let mut command = place.command(&args);
+            let mut keeper = command.stdout(Stdio::piped()).spawn().unwrap();
+            let mut first = [0];
+            keeper.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+            let begun = Instant::now();
+            keeper.kill().unwrap();
+            keeper.wait().unwrap();
+            place.is_deserted_within(STOP_MAX);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn an_ephemeral_run_uses_a_daemon_that_is_there_and_leaves_it() {
+    alone(|| {
+        let place = Place::new();
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let (queen, model) = (daemon.url(), place.model());
+        let output = place.rbee(&run(&queen, &model, &["--ephemeral"]));
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(daemon.workers().len(), 1);
+        assert_eq!(daemon.get("/health").status, 200);
+    });
+}
+
+#[test]
+fn two_first_runs_share_one_start_and_what_they_started_stays_until_it_is_stopped() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, model) = (format!("http://{}", place.address(7833)), place.model());
+        std::thread::scope(|scope| {
+            let first = || {
+                let output = place.rbee(&run(&queen, &model, &[]));
+                assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+            };
+            (0..2).for_each(|_| drop(scope.spawn(first)));
+        });
+        assert_eq!(place.processes_of(" serve --detach").len(), 1, "{:?}", place.processes());
+        assert_eq!(place.processes_of("worker serve").len(), 1, "{:?}", place.processes());
+        let stopped = place.rbee(&["queen", "stop", "--queen", &queen]);
+        assert!(stopped.status.success(), "{:?}", said(&stopped));
+        place.is_deserted_within(STOP_MAX);
+    });
+}
