@@ -277,7 +277,7 @@ impl Jobs {
             for (_, id) in &ended[..=ended.len() - JOBS_ENDED_MAX] {
                 table.jobs.remove(id);
             }
-            let Table { jobs, keys } = &mut *table;
+            let Table { jobs, keys, .. } = &mut *table;
             keys.retain(|_, id| jobs.contains_key(id));
         }
         table.jobs.insert(job.id, job.clone());
