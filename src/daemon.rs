@@ -174,6 +174,10 @@ fn holder_of(port: u16) -> Option<String> {
     })?;
     let processes = std::fs::read_dir("/proc").ok()?;
     for process in processes.flatten() {
+        // Beside the processes there are names like `self`.
+        if process.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
         let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
         let holds = |fd: std::fs::DirEntry| {
             std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == inode.as_str())

@@ -59,6 +59,8 @@ struct End {
 pub struct Job {
     pub id: JobId,
     pub operation: String,
+    /// Its place in the order of starts: ids of one millisecond do not tell.
+    number: u64,
     created_at: u64,
     log: EventLog,
     cancel: CancellationToken,
@@ -172,6 +174,7 @@ pub struct Jobs {
 
 #[derive(Debug, Default)]
 struct Table {
+    started: u64,
     jobs: HashMap<JobId, Arc<Job>>,
     keys: HashMap<String, JobId>,
 }
@@ -214,9 +217,15 @@ impl Jobs {
             ));
         }
         let cancel = self.shutdown.token();
+        let number = {
+            let mut table = self.table();
+            table.started += 1;
+            table.started
+        };
         let job = Arc::new(Job {
             id,
             operation: operation.to_owned(),
+            number,
             created_at: now_ms(),
             log: EventLog::default(),
             asked: CancellationToken::new(),
@@ -254,8 +263,8 @@ impl Jobs {
         if table.jobs.contains_key(&job.id) {
             return Err(Failure::new(Code::Conflict, format!("there is a job {} already", job.id)));
         }
-        let mut ended: Vec<JobId> =
-            table.jobs.values().filter(|job| job.end.borrow().is_some()).map(|job| job.id).collect();
+        let ended = table.jobs.values().filter(|job| job.end.borrow().is_some());
+        let mut ended: Vec<(u64, JobId)> = ended.map(|job| (job.number, job.id)).collect();
         if table.jobs.len() - ended.len() >= JOBS_RUNNING_MAX {
             return Err(Failure::new(
                 Code::TooManyRequests,
@@ -264,9 +273,8 @@ impl Jobs {
             .with(serde_json::json!({"retry_after": 1})));
         }
         if ended.len() >= JOBS_ENDED_MAX {
-            // Names sort by age.
             ended.sort_unstable();
-            for id in &ended[..=ended.len() - JOBS_ENDED_MAX] {
+            for (_, id) in &ended[..=ended.len() - JOBS_ENDED_MAX] {
                 table.jobs.remove(id);
             }
             let Table { jobs, keys } = &mut *table;
@@ -288,7 +296,7 @@ impl Jobs {
     /// All jobs, the newest first.
     pub fn list(&self) -> Vec<JobRecord> {
         let mut jobs: Vec<Arc<Job>> = self.table().jobs.values().cloned().collect();
-        jobs.sort_unstable_by_key(|job| std::cmp::Reverse(job.id));
+        jobs.sort_unstable_by_key(|job| std::cmp::Reverse(job.number));
         jobs.iter().map(|job| job.record()).collect()
     }
 

@@ -49,7 +49,7 @@ impl<'s> Follower<'s> {
             fields.entry("hive_id").or_insert_with(|| Value::from(hive.as_str()));
         }
         // A repeated POST after a lost answer must not start a second job.
-        let key = uuid::Uuid::now_v7().to_string();
+        let key = crate::wire::id::fresh().to_string();
         let mut post = client::post("/v1/jobs", &operation)?;
         if let Ok(value) = http::HeaderValue::from_str(&key) {
             post.headers_mut().insert("idempotency-key", value);

@@ -34,7 +34,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
         is_stream: head.stream,
         heads: u64::from(path.contains("/chat/")),
         pieces: 0,
-        at_line_start: true,
+        line: Line::Field(0),
     };
     Ok(relay::relay(response, watcher, slot))
 }
@@ -65,16 +65,31 @@ struct Stream {
     /// Pieces that carry no token: a conversation's first one names the role.
     heads: u64,
     pieces: u64,
-    at_line_start: bool,
+    line: Line,
 }
+
+/// Where in a line a stream was cut: a piece may end anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// So many bytes of `data:` have come, and nothing else.
+    Field(usize),
+    Rest,
+}
+
+const FIELD: &[u8] = b"data:";
 
 impl relay::Watcher for Stream {
     fn piece(&mut self, bytes: &Bytes) {
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if self.at_line_start && line.starts_with(b"data:") {
-                self.pieces += 1;
-            }
-            self.at_line_start = line.ends_with(b"\n");
+        for byte in bytes.iter() {
+            self.line = match self.line {
+                _ if *byte == b'\n' => Line::Field(0),
+                Line::Field(seen) if *byte == FIELD[seen] && seen + 1 == FIELD.len() => {
+                    self.pieces += 1;
+                    Line::Rest
+                }
+                Line::Field(seen) if *byte == FIELD[seen] => Line::Field(seen + 1),
+                _ => Line::Rest,
+            };
         }
     }
 
@@ -90,7 +105,7 @@ impl relay::Watcher for Stream {
         )
         .with(json!({"tokens": tokens, "worker_id": self.worker_id}));
         // Whatever line was cut in the middle is closed first.
-        let separator = if self.at_line_start { "" } else { "\n\n" };
+        let separator = if self.line == Line::Field(0) { "" } else { "\n\n" };
         Some(Bytes::from(format!("{separator}data: {}\n\n", failure.body(&self.id))))
     }
 }
@@ -121,7 +136,7 @@ mod tests {
             is_stream: true,
             heads: 1,
             pieces: 0,
-            at_line_start: true,
+            line: Line::Field(0),
         }
     }
 

@@ -15,6 +15,7 @@
 //! Should ggml abort all the same, [`on_abort`] writes its message before the process dies, and no debugger is started.
 
 use super::engine::{Engine, EngineError, Limits, Markup, Row, Token, Vocabulary};
+use super::options::{CacheType, ContextOptions, Device, FlashAttention, ModelOptions};
 use llama_cpp_sys_2 as sys;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -31,64 +32,17 @@ const LOG_LINE_BYTES_MAX: usize = 500;
 /// The first guess for a piece's bytes; longer ones are asked for again.
 const PIECE_BYTES: usize = 64;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Device {
-    /// GPUs if this build has them, else the CPU.
-    #[default]
-    Auto,
-    Cpu,
-    /// The n-th GPU.
-    Gpu(u32),
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FlashAttention {
-    #[default]
-    Auto,
-    On,
-    Off,
-}
-
-/// The type of the KV cache's entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum CacheType {
-    F32,
-    #[default]
-    F16,
-    Bf16,
-    Q8_0,
-    Q5_1,
-    Q5_0,
-    Q4_1,
-    Q4_0,
-    Iq4Nl,
-}
-
-impl CacheType {
-    pub const NAMES: [(&str, CacheType); 9] = [
-        ("f32", CacheType::F32),
-        ("f16", CacheType::F16),
-        ("bf16", CacheType::Bf16),
-        ("q8_0", CacheType::Q8_0),
-        ("q5_1", CacheType::Q5_1),
-        ("q5_0", CacheType::Q5_0),
-        ("q4_1", CacheType::Q4_1),
-        ("q4_0", CacheType::Q4_0),
-        ("iq4_nl", CacheType::Iq4Nl),
-    ];
-
-    fn raw(self) -> sys::ggml_type {
-        match self {
-            CacheType::F32 => sys::GGML_TYPE_F32,
-            CacheType::F16 => sys::GGML_TYPE_F16,
-            CacheType::Bf16 => sys::GGML_TYPE_BF16,
-            CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
-            CacheType::Q5_1 => sys::GGML_TYPE_Q5_1,
-            CacheType::Q5_0 => sys::GGML_TYPE_Q5_0,
-            CacheType::Q4_1 => sys::GGML_TYPE_Q4_1,
-            CacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
-            CacheType::Iq4Nl => sys::GGML_TYPE_IQ4_NL,
-        }
+fn cache_type(chosen: CacheType) -> sys::ggml_type {
+    match chosen {
+        CacheType::F32 => sys::GGML_TYPE_F32,
+        CacheType::F16 => sys::GGML_TYPE_F16,
+        CacheType::Bf16 => sys::GGML_TYPE_BF16,
+        CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        CacheType::Q5_1 => sys::GGML_TYPE_Q5_1,
+        CacheType::Q5_0 => sys::GGML_TYPE_Q5_0,
+        CacheType::Q4_1 => sys::GGML_TYPE_Q4_1,
+        CacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
+        CacheType::Iq4Nl => sys::GGML_TYPE_IQ4_NL,
     }
 }
 
@@ -184,13 +138,6 @@ fn gpu_names(gpus: &[sys::ggml_backend_dev_t]) -> String {
     // SAFETY: the devices come from `gpus`; their names live as long as they.
     let name = |gpu: &sys::ggml_backend_dev_t| unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(*gpu)) };
     gpus.iter().map(|gpu| name(gpu).to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct ModelOptions {
-    pub device: Device,
-    /// `None`: all of them, if there is a GPU.
-    pub gpu_layers: Option<u32>,
 }
 
 /// A loaded model. Read-only, so any thread may look at its vocabulary.
@@ -406,22 +353,6 @@ impl Vocabulary for Model {
     }
 }
 
-#[derive(Debug, Clone)]
-pub struct ContextOptions {
-    pub sequences: u32,
-    /// Tokens a sequence.
-    pub context: u32,
-    /// Rows of one decode.
-    pub batch: u32,
-    /// Rows computed at once.
-    pub ubatch: u32,
-    pub threads: u32,
-    pub threads_batch: u32,
-    pub cache_k: CacheType,
-    pub cache_v: CacheType,
-    pub flash_attention: FlashAttention,
-}
-
 /// A thread pool of ggml's that lives as long as the context, so that a decode does not start threads.
 #[derive(Debug)]
 struct Threads(NonNull<sys::ggml_threadpool>);
@@ -509,8 +440,8 @@ impl Llama {
         params.n_outputs_max = sequences;
         params.n_threads = options.threads as i32;
         params.n_threads_batch = options.threads_batch as i32;
-        params.type_k = options.cache_k.raw();
-        params.type_v = options.cache_v.raw();
+        params.type_k = cache_type(options.cache_k);
+        params.type_v = cache_type(options.cache_v);
         params.flash_attn_type = match options.flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,

@@ -1,12 +1,82 @@
 //! What a worker is told, taken out of the settings and checked against each other.
 
 use super::chat::TemplateSource;
-use super::llama::{CacheType, Device, FlashAttention};
 use crate::config::Settings;
+use crate::daemon;
 use std::path::PathBuf;
 
 /// Tokens a slot, if nothing else is said and the model was trained for as many.
 pub const CONTEXT_DEFAULT: u32 = 4_096;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Device {
+    /// GPUs if this build has them, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    /// The n-th GPU.
+    Gpu(u32),
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// The type of the KV cache's entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheType {
+    F32,
+    #[default]
+    F16,
+    Bf16,
+    Q8_0,
+    Q5_1,
+    Q5_0,
+    Q4_1,
+    Q4_0,
+    Iq4Nl,
+}
+
+impl CacheType {
+    const NAMES: [(&str, CacheType); 9] = [
+        ("f32", CacheType::F32),
+        ("f16", CacheType::F16),
+        ("bf16", CacheType::Bf16),
+        ("q8_0", CacheType::Q8_0),
+        ("q5_1", CacheType::Q5_1),
+        ("q5_0", CacheType::Q5_0),
+        ("q4_1", CacheType::Q4_1),
+        ("q4_0", CacheType::Q4_0),
+        ("iq4_nl", CacheType::Iq4Nl),
+    ];
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    pub device: Device,
+    /// `None`: all of them, if there is a GPU.
+    pub gpu_layers: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ContextOptions {
+    pub sequences: u32,
+    /// Tokens a sequence.
+    pub context: u32,
+    /// Rows of one decode.
+    pub batch: u32,
+    /// Rows computed at once.
+    pub ubatch: u32,
+    pub threads: u32,
+    pub threads_batch: u32,
+    pub cache_k: CacheType,
+    pub cache_v: CacheType,
+    pub flash_attention: FlashAttention,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
@@ -40,8 +110,10 @@ pub struct Options {
     pub chat_template: Option<TemplateSource>,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
+    #[error(transparent)]
+    Key(#[from] daemon::DaemonError),
     #[error("`--device {0}` is not a device: give cpu, GPU-0 or a GPU's number")]
     Device(String),
     #[error("--chat-template and --chat-template-file are one too many; give one of them")]
@@ -91,7 +163,7 @@ impl Options {
         let options = Options {
             alias: settings.text("alias").map_or(defaults.alias.clone(), str::to_owned),
             listen: endpoints(settings),
-            api_key: settings.text("api-key").map(str::to_owned),
+            api_key: daemon::api_key(settings)?,
             lease_fd: settings.number("lease-fd"),
             ctx_size: number("ctx-size").filter(|n| *n > 0),
             parallel: number("parallel").unwrap_or(defaults.parallel),
@@ -193,7 +265,7 @@ mod tests {
             ("CUDA1", Device::Gpu(1)),
             ("cuda:2", Device::Gpu(2)),
         ] {
-            assert_eq!(device(text), Ok(expected), "{text}");
+            assert_eq!(device(text).unwrap(), expected, "{text}");
         }
         assert!(device("tpu").is_err());
     }
