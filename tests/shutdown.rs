@@ -314,7 +314,7 @@ fn a_hive_that_shuts_down_finishes_the_stream_and_its_worker_ends_with_it() {
 /// A stream through `asked` that a signal to some daemon does not cut short.
 #[track_caller]
 fn finishes_its_stream(place: &Place, asked: &mut Daemon, signal: impl FnOnce(&Daemon)) {
-    const TOKENS: u32 = 3_000;
+    const TOKENS: u32 = 1_500;
     let model = asked.register(place, None);
     asked.spawn_roomy(&model);
     let mut stream = asked.stream(CHAT, &chat(&model, TOKENS, true));
@@ -322,7 +322,7 @@ fn finishes_its_stream(place: &Place, asked: &mut Daemon, signal: impl FnOnce(&D
     signal(asked);
     let ended = stream.rest();
     assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
-    assert!(ended.events.len() > TOKENS as usize / 2, "over before the signal: {}", ended.events.len());
+    assert!(ended.events.len() > 100, "it was over before the signal: {} events later", ended.events.len());
 }
 
 #[test]
