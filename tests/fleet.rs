@@ -1,7 +1,7 @@
 //! A fleet of real processes: queens, hives and workers that find each other over the link, lose each other and come back.
 
 use crate::support::node::{
-    Answer, Daemon, ENDLESS, Place, alone, chat, is_alive, roomy, said, signal_pid, until, within,
+    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until, within,
 };
 use rbee::http::client;
 use rbee::http::link::{HIVE_HEADER, NODE_HEADER, PROTOCOL_HEADER, UPGRADE_TO, VERSION_HEADER};
@@ -298,6 +298,35 @@ fn a_worker_lost_before_its_first_token_is_replaced_and_the_client_sees_only_tim
             assert!(ended.is_clean(), "{ended:?}");
         });
         assert_eq!(spawns(&place), 2);
+    });
+}
+
+#[test]
+fn a_request_whose_hive_dies_before_the_first_token_moves_to_another() {
+    alone(|| {
+        let pair = Pair::start();
+        let model = pair.queen.register(&pair.places[0], Some("two"));
+        assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        assert_eq!(pair.queen.register(&pair.places[0], Some("one")), model);
+        let Pair { places, queen, one: _one, two } = pair;
+        let worker = queen.workers()[0].clone();
+        assert_eq!(worker["hive"], "two");
+        let pid = worker["pid"].as_i64().unwrap() as i32;
+        signal_pid(pid, Signal::STOP);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| queen.stream(CHAT, &chat(&model, 3, true)).rest());
+            until("the request is at the stopped worker", || match &queen.workers()[0]["slots_busy"] {
+                busy if busy == 1 => Ok(()),
+                busy => Err(busy.to_string()),
+            });
+            two.kill9();
+            let ended = asking.join().unwrap();
+            assert!(ended.is_clean(), "{ended:?}");
+        });
+        assert_eq!(queen.workers()[0]["hive"], "one");
+        // Rather than wait for its lease's end.
+        signal_pid(pid, Signal::KILL);
+        places[1].is_deserted_within(PATIENCE);
     });
 }
 

@@ -8,8 +8,9 @@ use crate::support::node::{
     within,
 };
 use rbee::wire::Code;
+use rbee::wire::job::Terminator;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -120,6 +121,28 @@ fn a_killed_worker_ends_its_stream_with_an_error_and_is_replaced() {
 }
 
 #[test]
+fn a_job_whose_worker_is_killed_ends_in_error_and_tells_how_far_it_came() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        let worker = daemon.spawn_roomy(&model)["pid"].as_i64().unwrap() as i32;
+        let infer = json!({"operation": "infer", "model": model, "prompt": "Hello", "max_tokens": ENDLESS});
+        let id = daemon.post("/v1/jobs", &infer).json()["job_id"].as_str().unwrap().to_owned();
+        until("the job tells tokens", || {
+            let told = daemon.get(&format!("/v1/jobs/{id}")).json()["events"].as_u64().unwrap();
+            if told > 20 { Ok(()) } else { Err(told.to_string()) }
+        });
+        signal_pid(worker, Signal::KILL);
+        let job = daemon.follow(&id);
+        assert!(matches!(job.terminator, Terminator::Error(_)), "{job:?}");
+        let error = job.find("error").unwrap();
+        assert_eq!(error["code"], "WORKER_LOST", "{error}");
+        assert_eq!(daemon.get(&format!("/v1/jobs/{id}")).json()["state"], "failed");
+    });
+}
+
+#[test]
 fn a_killed_shim_takes_its_worker_along_and_the_hive_starts_another() {
     alone(|| {
         repeat("shim", || {
@@ -226,23 +249,88 @@ fn a_hive_started_again_in_time_adopts_its_worker_with_the_model_loaded() {
 }
 
 #[test]
+fn a_killed_serve_is_followed_by_one_that_adopts_or_by_nothing() {
+    alone(|| {
+        repeat("serve", || {
+            let place = Place::with_model(&roomy());
+            let start = |ttl| Daemon::start(&place, "serve", &["--orphan-ttl", ttl]);
+            let daemon = start("30s");
+            let model = daemon.register(&place, None);
+            let worker = daemon.spawn_roomy(&model)["pid"].clone();
+            let killed = |mut daemon: Daemon| {
+                let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+                stream.take(5);
+                signal_pid(daemon.pid(), Signal::KILL);
+                daemon.ended();
+                stream.rest().is_told();
+            };
+            killed(daemon);
+            let second = start("30s");
+            assert_eq!(second.workers()[0]["pid"], worker);
+            killed(second);
+            let third = start("30s");
+            assert_eq!(third.workers()[0]["pid"], worker);
+            assert!(third.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+            drop(third);
+            assert_eq!(place.processes(), []);
+
+            let fourth = start(ORPHAN_TTL);
+            fourth.spawn_roomy(&model);
+            let begun = Instant::now();
+            killed(fourth);
+            place.is_deserted_within(ORPHANS_GONE_MAX);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn a_queen_that_shuts_down_finishes_the_stream_she_relays() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let mut queen = Daemon::start(&place, "queen serve", &[]);
+        let hive = hive(&place, &queen, ORPHAN_TTL);
+        queen.has_hives(1);
+        finishes_its_stream(&place, &mut queen, |queen| queen.signal(Signal::TERM));
+        assert!(queen.ended().success());
+        assert!(hive.terminate().success());
+    });
+}
+
+#[test]
+fn a_hive_that_shuts_down_finishes_the_stream_and_its_worker_ends_with_it() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let mut queen = Daemon::start(&place, "queen serve", &[]);
+        let mut hive = hive(&place, &queen, ORPHAN_TTL);
+        queen.has_hives(1);
+        finishes_its_stream(&place, &mut queen, |_| hive.signal(Signal::TERM));
+        assert!(hive.ended().success());
+        assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
+        assert_eq!(queen.workers(), [] as [Value; 0]);
+    });
+}
+
+/// A stream through `asked` that a signal to some daemon does not cut short.
+#[track_caller]
+fn finishes_its_stream(place: &Place, asked: &mut Daemon, signal: impl FnOnce(&Daemon)) {
+    const TOKENS: u32 = 1_500;
+    let model = asked.register(place, None);
+    asked.spawn_roomy(&model);
+    let mut stream = asked.stream(CHAT, &chat(&model, TOKENS, true));
+    stream.take(5);
+    signal(asked);
+    let ended = stream.rest();
+    assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
+    assert!(ended.events.len() > 100, "it was over before the signal: {} events later", ended.events.len());
+}
+
+#[test]
 fn shutdown_finishes_the_running_stream() {
     alone(|| {
         let place = Place::with_model(&roomy());
         let mut daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        const TOKENS: u32 = 3_000;
-        let mut stream = daemon.stream(CHAT, &chat(&model, TOKENS, true));
-        stream.take(5);
-        daemon.signal(Signal::TERM);
-        let ended = stream.rest();
-        assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
-        assert!(
-            ended.events.len() > TOKENS as usize / 2,
-            "it was over before the signal: {}",
-            ended.events.len()
-        );
+        finishes_its_stream(&place, &mut daemon, |daemon| daemon.signal(Signal::TERM));
         assert!(daemon.ended().success());
         assert_eq!(place.processes(), []);
     });

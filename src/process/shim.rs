@@ -194,6 +194,8 @@ impl Shim {
             }
             self.pass_deadlines();
         }
+        // Leases close with the process, not a moment before it: their holders take that for its end.
+        std::mem::forget(self);
         Ok(())
     }
 
