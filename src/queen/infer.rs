@@ -99,6 +99,7 @@ fn request(operation: &Infer) -> Result<(&'static str, Bytes), Failure> {
         min_p: operation.min_p,
         seed: operation.seed,
         stop: (!stop.is_empty()).then_some(Stop::Many(stop)),
+        ignore_eos: operation.ignore_eos,
         ..SamplingFields::default()
     };
     let max_tokens = operation.max_tokens.map(i64::from);

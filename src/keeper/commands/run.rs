@@ -149,6 +149,7 @@ fn ask(settings: &Settings, model: String, prompt: String, has_template: bool) -
         min_p: settings.float("min-p").map(|value| value as f32),
         seed: settings.number("seed"),
         stop: settings.texts("stop").into_iter().map(str::to_owned).collect(),
+        ignore_eos: None,
         device: settings.text("device").map(str::to_owned),
         worker_id: settings.text("worker").map(str::to_owned),
         hive: settings.text("hive").filter(|hive| *hive != "localhost").map(str::to_owned),
