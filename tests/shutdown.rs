@@ -4,8 +4,8 @@
 //! RBEE_KILLS says how often; the figures in the readme come from more than a usual run does.
 
 use crate::support::node::{
-    Daemon, ENDLESS, Place, Stream, alone, chat, is_alive, kills, parent_of, roomy, said, signal_pid, until,
-    within,
+    Daemon, ENDLESS, PROMPT, Place, Stream, alone, chat, is_alive, kills, parent_of, roomy, said, signal_pid,
+    until, within,
 };
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -127,9 +127,9 @@ fn a_job_whose_worker_is_killed_ends_in_error_and_tells_how_far_it_came() {
         let daemon = Daemon::start(&place, "serve", &[]);
         let model = daemon.register(&place, None);
         let worker = daemon.spawn_roomy(&model)["pid"].as_i64().unwrap() as i32;
-        // The likeliest token of this model is never the end of the sequence.
         let infer = json!({
-            "operation": "infer", "model": model, "prompt": "Hello", "max_tokens": ENDLESS, "temperature": 0,
+            "operation": "infer", "model": model, "max_tokens": ENDLESS, "temperature": 0,
+            "messages": [{"role": "user", "content": PROMPT}],
         });
         let id = daemon.post("/v1/jobs", &infer).json()["job_id"].as_str().unwrap().to_owned();
         until("the job tells tokens", || {
@@ -383,7 +383,7 @@ fn a_second_sigterm_stops_at_once() {
 
 /// `rbee run` at a queen of the place's own.
 fn run<'a>(queen: &'a str, model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["run", "--queen", queen, "-m", model, "--max-tokens", "8", "-p", "Hello"];
+    let mut args = vec!["run", "--queen", queen, "-m", model, "--max-tokens", "8", "-p", PROMPT];
     args.extend(more);
     args
 }

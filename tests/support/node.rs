@@ -543,11 +543,14 @@ impl Ended {
     }
 }
 
+/// What the tiny models answer to without end when always the likeliest token is taken.
+pub const PROMPT: &str = "Say something.";
+
 /// A chat request; `tokens` of an answer that no end of sequence cuts short.
 pub fn chat(model: &str, tokens: u32, stream: bool) -> Value {
     json!({
         "model": model, "stream": stream, "max_tokens": tokens, "ignore_eos": true, "temperature": 0,
-        "messages": [{"role": "user", "content": "Say something."}],
+        "messages": [{"role": "user", "content": PROMPT}],
     })
 }
 
