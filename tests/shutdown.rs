@@ -89,13 +89,13 @@ fn hive(place: &Place, queen: &Daemon, orphan_ttl: &str) -> Daemon {
     )
 }
 
-/// Repeats a kill and tells how long the slowest took.
+/// Repeats a kill, and tells how long it took until what must go had gone and what must stay was free.
 fn repeat(what: &str, mut kill: impl FnMut() -> Duration) {
     let count = kills();
     let mut took: Vec<Duration> = (0..count).map(|_| kill()).collect();
     took.sort_unstable();
     println!(
-        "{what}: {count} of {count}; until all was gone: median {:?}, longest {:?}",
+        "{what} killed: {count} of {count}; then in order again after {:?} (median), {:?} (longest)",
         took[took.len() / 2],
         took[took.len() - 1]
     );
