@@ -1,7 +1,8 @@
 //! A fleet of real processes: queens, hives and workers that find each other over the link, lose each other and come back.
 
 use crate::support::node::{
-    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until, within,
+    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, freeze, is_alive, roomy, said, signal_pid, until,
+    within,
 };
 use rbee::http::client;
 use rbee::http::link::{HIVE_HEADER, NODE_HEADER, PROTOCOL_HEADER, UPGRADE_TO, VERSION_HEADER};
@@ -286,7 +287,7 @@ fn a_worker_lost_before_its_first_token_is_replaced_and_the_client_sees_only_tim
         let model = daemon.register(&place, None);
         assert!(daemon.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
         let worker = daemon.workers()[0]["pid"].as_i64().unwrap() as i32;
-        signal_pid(worker, Signal::STOP);
+        freeze(worker);
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| daemon.stream(CHAT, &chat(&model, 3, true)).rest());
             until("the request is at the stopped worker", || match &daemon.workers()[0]["slots_busy"] {
@@ -312,12 +313,12 @@ fn a_request_whose_hive_dies_before_the_first_token_moves_to_another() {
         let worker = queen.workers()[0].clone();
         assert_eq!(worker["hive"], "two");
         let pid = worker["pid"].as_i64().unwrap() as i32;
-        signal_pid(pid, Signal::STOP);
+        freeze(pid);
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| queen.stream(CHAT, &chat(&model, 3, true)).rest());
-            until("the request is at the stopped worker", || match &queen.workers()[0]["slots_busy"] {
-                busy if busy == 1 => Ok(()),
-                busy => Err(busy.to_string()),
+            until("the request is at the stopped worker", || match queen.workers() {
+                workers if workers[0]["slots_busy"] == 1 => Ok(()),
+                workers => Err(format!("{workers:?}")),
             });
             two.kill9();
             let ended = asking.join().unwrap();

@@ -4,8 +4,8 @@
 //! RBEE_KILLS says how often; the figures in the readme come from more than a usual run does.
 
 use crate::support::node::{
-    Daemon, ENDLESS, Place, Stream, alone, chat, is_alive, kills, parent_of, roomy, said, signal_pid, until,
-    within,
+    Daemon, ENDLESS, PROMPT, Place, Stream, alone, chat, is_alive, kills, parent_of, roomy, said, signal_pid,
+    until, within,
 };
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -89,13 +89,13 @@ fn hive(place: &Place, queen: &Daemon, orphan_ttl: &str) -> Daemon {
     )
 }
 
-/// Repeats a kill and tells how long the slowest took.
+/// Repeats a kill, and tells how long it took until what must go had gone and what must stay was free.
 fn repeat(what: &str, mut kill: impl FnMut() -> Duration) {
     let count = kills();
     let mut took: Vec<Duration> = (0..count).map(|_| kill()).collect();
     took.sort_unstable();
     println!(
-        "{what}: {count} of {count}; until all was gone: median {:?}, longest {:?}",
+        "{what} killed: {count} of {count}; then in order again after {:?} (median), {:?} (longest)",
         took[took.len() / 2],
         took[took.len() - 1]
     );
@@ -127,7 +127,10 @@ fn a_job_whose_worker_is_killed_ends_in_error_and_tells_how_far_it_came() {
         let daemon = Daemon::start(&place, "serve", &[]);
         let model = daemon.register(&place, None);
         let worker = daemon.spawn_roomy(&model)["pid"].as_i64().unwrap() as i32;
-        let infer = json!({"operation": "infer", "model": model, "prompt": "Hello", "max_tokens": ENDLESS});
+        let infer = json!({
+            "operation": "infer", "model": model, "max_tokens": ENDLESS, "temperature": 0,
+            "messages": [{"role": "user", "content": PROMPT}],
+        });
         let id = daemon.post("/v1/jobs", &infer).json()["job_id"].as_str().unwrap().to_owned();
         until("the job tells tokens", || {
             let told = daemon.get(&format!("/v1/jobs/{id}")).json()["events"].as_u64().unwrap();
@@ -380,7 +383,7 @@ fn a_second_sigterm_stops_at_once() {
 
 /// `rbee run` at a queen of the place's own.
 fn run<'a>(queen: &'a str, model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["run", "--queen", queen, "-m", model, "--max-tokens", "8", "-p", "Hello"];
+    let mut args = vec!["run", "--queen", queen, "-m", model, "--max-tokens", "8", "-p", PROMPT];
     args.extend(more);
     args
 }
@@ -402,7 +405,7 @@ fn an_ephemeral_run_that_is_killed_leaves_nothing() {
         repeat("keeper of --ephemeral", || {
             let place = Place::with_model(&roomy());
             let (queen, model) = (format!("http://{}", place.address(7833)), place.model());
-            let mut args = run(&queen, &model, &["--ephemeral"]);
+            let mut args = run(&queen, &model, &["--ephemeral", "--temperature", "0"]);
             let tokens = args.iter().position(|arg| *arg == "8").unwrap();
             args[tokens] = "4000";
             let mut command = place.command(&args);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -132,7 +132,9 @@ impl Place {
         command.args(args).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.path("home")).env("HF_HUB_CACHE", self.path("hub"));
-        command.env("RBEE_STATE_DIR", self.state()).env("RBEE_THREADS", "1").env("RBEE_LOG", "info");
+        command.env("RBEE_STATE_DIR", self.state()).env("RBEE_THREADS", "1");
+        // For a look at a failure: RBEE_LOG=debug cargo test …
+        command.env("RBEE_LOG", std::env::var("RBEE_LOG").unwrap_or_else(|_| "info".into()));
         command.stdin(Stdio::null());
         command
     }
@@ -420,6 +422,22 @@ pub fn signal_pid(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
+/// Stops a process and waits until each of its threads has noticed.
+#[track_caller]
+pub fn freeze(pid: i32) {
+    signal_pid(pid, Signal::STOP);
+    until("every thread is stopped", || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let states: Vec<char> = threads.map(|thread| state_of(&thread.path().join("stat"))).collect();
+        if states.iter().all(|state| *state == 'T') { Ok(()) } else { Err(format!("{states:?}")) }
+    });
+}
+
+fn state_of(stat: &Path) -> char {
+    let text = std::fs::read_to_string(stat).unwrap_or_default();
+    text.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next()).unwrap_or('?')
+}
+
 pub fn is_alive(pid: i32) -> bool {
     // A zombie's command line is empty.
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
@@ -543,11 +561,14 @@ impl Ended {
     }
 }
 
+/// What the tiny models answer to without end when always the likeliest token is taken.
+pub const PROMPT: &str = "Say something.";
+
 /// A chat request; `tokens` of an answer that no end of sequence cuts short.
 pub fn chat(model: &str, tokens: u32, stream: bool) -> Value {
     json!({
         "model": model, "stream": stream, "max_tokens": tokens, "ignore_eos": true, "temperature": 0,
-        "messages": [{"role": "user", "content": "Say something."}],
+        "messages": [{"role": "user", "content": PROMPT}],
     })
 }
 
