@@ -44,7 +44,7 @@ pub enum DaemonError {
 /// for messages only.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -72,7 +72,12 @@ impl Lock {
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(opening)?;
         writeln!(file, "{}", std::process::id()).map_err(opening)?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
+    }
+
+    /// Keeps it until the process is no more: whoever waits for the lock then waits for that.
+    pub fn for_life(self) {
+        std::mem::forget(self.file);
     }
 }
 

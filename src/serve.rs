@@ -54,8 +54,11 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     daemon::end_with_lease(settings, &shutdown)?;
     let dirs = Dirs::of_process(settings.path("state-dir"))?;
     dirs.create()?;
-    let _queen_lock = lock(&dirs, "queen", roles != Roles::Hive)?;
-    let _hive_lock = lock(&dirs, "hive", roles != Roles::Queen)?;
+    for (role, is_ours) in [("queen", roles != Roles::Hive), ("hive", roles != Roles::Queen)] {
+        if is_ours {
+            Lock::take(&dirs.lock(role), role)?.for_life();
+        }
+    }
 
     let name = settings.text("name").map_or_else(host_name, str::to_owned);
     let key = daemon::api_key(settings)?;
@@ -128,10 +131,6 @@ async fn join(queen: &Arc<Queen>, hive: &Arc<Hive>, shutdown: &Shutdown) {
         _ = fleet.wait_for(|fleet| fleet.hives.contains_key(&name)) => {}
         () = shutdown.drained() => {}
     }
-}
-
-fn lock(dirs: &Dirs, role: &'static str, is_ours: bool) -> Result<Option<Lock>, DaemonError> {
-    is_ours.then(|| Lock::take(&dirs.lock(role), role)).transpose()
 }
 
 async fn listen(settings: &Settings, guard: &Guard) -> Result<Vec<(SocketAddr, Listener)>, DaemonError> {

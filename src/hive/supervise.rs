@@ -76,8 +76,7 @@ async fn launch(workers: &Workers, info: WorkerInfo, socket: &Path, model: &Path
         ("--parallel", u64::from(info.slots_total)),
         ("--lease-fd", SHIM_PIPE_FD as u64),
     ];
-    let mut argv: Vec<String> =
-        [program.to_string_lossy().as_ref(), "worker", "serve", "--model"].map(str::to_owned).to_vec();
+    let mut argv: Vec<String> = ["rbee", "worker", "serve", "--model"].map(str::to_owned).to_vec();
     argv.push(model.to_string_lossy().into_owned());
     argv.extend(["--alias".into(), info.model.clone()]);
     argv.extend(["--device".into(), info.device.clone()]);
@@ -86,6 +85,7 @@ async fn launch(workers: &Workers, info: WorkerInfo, socket: &Path, model: &Path
         argv.extend([flag.to_owned(), number.to_string()]);
     }
     let mut spec = Spec::new(id.clone(), argv);
+    spec.program = Some(program);
     spec.env = settings.env.clone();
     spec.log = Some(settings.logs.join(format!("worker-{id}.log")));
     spec.grace_ms = WORKER_GRACE.as_millis() as u64;

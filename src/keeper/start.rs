@@ -13,6 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -140,7 +141,8 @@ fn spawn(
     let log = File::options().create(true).append(true).open(dirs.log("serve")).map_err(failed)?;
     let (notify, said) = std::io::pipe().map_err(failed)?;
     let mut command = Command::new(program);
-    command.args(role).arg("--detach").args(["--notify-fd", &NOTIFY_FD.to_string()]);
+    // What `ps` shows.
+    command.arg0("rbee").args(role).arg("--detach").args(["--notify-fd", &NOTIFY_FD.to_string()]);
     if let Some(authority) = authority_of(server) {
         command.args(["--listen", &authority]);
     }

@@ -18,7 +18,10 @@ const ORPHAN_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 pub struct Spec {
     /// The tree's name among those of one directory.
     pub id: String,
+    /// What the child is told; its first word is the program to run, unless `program` names that.
     pub argv: Vec<String>,
+    #[serde(default)]
+    pub program: Option<PathBuf>,
     /// The whole environment of the child.
     #[serde(default)]
     pub env: Vec<(String, String)>,
@@ -47,6 +50,7 @@ impl Spec {
         Spec {
             id: id.into(),
             argv: argv.into_iter().map(Into::into).collect(),
+            program: None,
             env: Vec::new(),
             cwd: None,
             log: None,

@@ -9,6 +9,7 @@ use rustix::process::Pid;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 pub(super) struct Started {
@@ -20,13 +21,15 @@ pub(super) struct Started {
 }
 
 pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Result<Started> {
-    let program = spec.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = spec.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let program = spec.program.as_deref().unwrap_or(Path::new(name));
     let (output, child_output) = io::pipe()?;
     let (child_alive, alive) = io::pipe()?;
     rustix::io::ioctl_fionbio(&output, true)?;
 
     let mut command = Command::new(program);
     command
+        .arg0(name)
         .args(&spec.argv[1..])
         .env_clear()
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
