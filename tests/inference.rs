@@ -1,9 +1,10 @@
 //! The worker through its own program: answers, streams, refusals, cancelling, ending. A tiny random model is written on the
-//! spot; what needs a real one looks for it in RBEE_TEST_MODELS, and what compares with llama.cpp's own server
+//! spot; what needs a real one looks for it where `support::models` says, and what compares with llama.cpp's own server
 //! for that in RBEE_TEST_PEER (a folder with llama-server, built for the same CPU level as the engine: AVX2); without them
 //! those tests say that they were skipped.
 
 use crate::support::gguf::{Fault, Tiny, corrupt, tiny};
+use crate::support::models::{GEMMA3, SMOLLM2, real_model};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
 use rbee::http::sse::{Event, Reader};
@@ -19,8 +20,6 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rbee");
-const SMOL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
 /// Nothing here takes as long, on a machine that does something else besides.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// B15, beside the decode step that runs.
@@ -133,16 +132,6 @@ fn tiny_model() -> (TempDir, PathBuf) {
     let path = directory.path().join("tiny.gguf");
     std::fs::write(&path, tiny(&Tiny::default())).unwrap();
     (directory, path)
-}
-
-/// A real model, or why the test is skipped.
-fn real_model(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("RBEE_TEST_MODELS").map(|directory| Path::new(&directory).join(name));
-    let found = path.filter(|path| path.is_file());
-    if found.is_none() {
-        eprintln!("skipped: {name} is not in the folder that RBEE_TEST_MODELS names");
-    }
-    found
 }
 
 const ONE_THREAD: [&str; 2] = ["--threads", "1"];
@@ -313,7 +302,7 @@ async fn a_chat_template_with_a_mistake_is_told_at_the_start() {
 
 #[tokio::test]
 async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
-    let Some(model) = real_model(SMOL) else { return };
+    let Some(model) = real_model(SMOLLM2) else { return };
     let worker = Worker::ready(&model, &ONE_THREAD).await;
     let body = json!({"prompt": "Bees", "max_tokens": 60, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
@@ -332,7 +321,7 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
 
 #[tokio::test]
 async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
-    let Some(model) = real_model(GEMMA) else { return };
+    let Some(model) = real_model(GEMMA3) else { return };
     let worker = Worker::ready(&model, &ONE_THREAD).await;
     let body =
         json!({"prompt": "Bees ".repeat(1_400), "max_tokens": 900, "ignore_eos": true, "stream": true});
@@ -375,7 +364,7 @@ async fn the_end_of_the_lease_is_the_end_of_the_worker() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_slot_within_a_step() {
-    let Some(model) = real_model(GEMMA) else { return };
+    let Some(model) = real_model(GEMMA3) else { return };
     let worker = Worker::ready(&model, &["--threads", "1", "--ctx-size", "16384", "--parallel", "2"]).await;
     let prompt = "The bees of the hive fly out in the morning. ".repeat(500);
     let probe = worker.complete(&prompt[..prompt.len() / 8], 1).await;
@@ -482,7 +471,7 @@ const PROMPTS: [&str; 5] = [
 
 #[tokio::test]
 async fn answers_at_temperature_zero_are_llama_server_s() {
-    for name in [SMOL, GEMMA] {
+    for name in [SMOLLM2, GEMMA3] {
         let Some(model) = real_model(name) else { continue };
         let Some(peer) = Peer::start(&model).await else { return };
         let worker = Worker::ready(&model, &["--threads", "1", "--parallel", "1"]).await;

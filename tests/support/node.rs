@@ -75,7 +75,7 @@ pub fn alone<F: FnOnce()>(test: F) {
 
 /// A model whose answers last: some hundred tokens a second, and room for thousands.
 pub fn slow() -> Tiny {
-    Tiny { embedding: 256, blocks: 8, feed_forward: 1024, context: 32_768, ..Tiny::default() }
+    Tiny { embedding: 256, blocks: 8, feed_forward: 1024, context: 32_768, endless: true, ..Tiny::default() }
 }
 
 /// A model with room for answers that last until somebody ends them; see [`ENDLESS`].
