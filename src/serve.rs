@@ -54,8 +54,8 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     daemon::end_with_lease(settings, &shutdown)?;
     let dirs = Dirs::of_process(settings.path("state-dir"))?;
     dirs.create()?;
-    let _queen_lock = lock(&dirs, "queen", roles != Roles::Hive)?;
-    let _hive_lock = lock(&dirs, "hive", roles != Roles::Queen)?;
+    let queen_lock = lock(&dirs, "queen", roles != Roles::Hive)?;
+    let hive_lock = lock(&dirs, "hive", roles != Roles::Queen)?;
 
     let name = settings.text("name").map_or_else(host_name, str::to_owned);
     let key = daemon::api_key(settings)?;
@@ -107,6 +107,8 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     tracing::info!("shutting down");
     shutdown.finish(DRAIN_MAX).await;
     tracing::info!("ended");
+    // Let go by the kernel with the process, not here: `rbee queen stop` waits for a lock to wait for our end.
+    std::mem::forget((queen_lock, hive_lock));
     Ok(())
 }
 
