@@ -7,6 +7,7 @@ mod fleet;
 mod guard;
 mod inference;
 mod jobs;
+mod kills;
 mod models;
 mod processes;
 mod run;

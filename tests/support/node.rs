@@ -572,9 +572,19 @@ pub fn chat(model: &str, tokens: u32, stream: bool) -> Value {
     })
 }
 
-/// How often a test of kills is repeated: RBEE_KILLS.
-pub fn kills() -> u32 {
-    std::env::var("RBEE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+/// How often a kill is repeated where RBEE_KILLS does not say.
+const KILLS: u32 = 2;
+
+/// Repeats a kill, and tells how long it took until what must go had gone and what must stay was free.
+pub fn repeat(what: &str, mut kill: impl FnMut() -> Duration) {
+    let count = std::env::var("RBEE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let mut took: Vec<Duration> = (0..count).map(|_| kill()).collect();
+    took.sort_unstable();
+    println!(
+        "{what} killed: {count} of {count}; then in order again after {:?} (median), {:?} (longest)",
+        took[took.len() / 2],
+        took[took.len() - 1]
+    );
 }
 
 /// An output's two streams as text.

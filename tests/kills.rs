@@ -1,0 +1,272 @@
+//! Each process of a working fleet is killed in the middle of an answer. Nothing may be left running, no client may take a
+//! part of an answer for the whole, and what was not killed must go on.
+//!
+//! RBEE_KILLS says how often each.
+
+use crate::support::node::{
+    Daemon, ENDLESS, PROMPT, Place, Stream, alone, chat, is_alive, parent_of, repeat, roomy, signal_pid,
+    until, within,
+};
+use rbee::wire::Code;
+use rbee::wire::job::Terminator;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const CHAT: &str = "/v1/chat/completions";
+const ORPHAN_TTL: &str = "1s";
+/// When the last orphan must be gone: the lease's end, TERM, and what a busy machine adds.
+const ORPHANS_GONE_MAX: Duration = Duration::from_secs(4);
+/// For what ends by a signal of the kernel's.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Queen, hive and worker, in the middle of an answer.
+struct Busy {
+    stream: Stream,
+    worker: i32,
+    shim: i32,
+    id: Value,
+    model: String,
+    queen: Daemon,
+    hive: Daemon,
+    // Dropped last: it fails if something of it still runs.
+    place: Place,
+}
+
+impl Busy {
+    fn start(orphan_ttl: &str) -> Busy {
+        let place = Place::with_model(&roomy());
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let hive = hive(&place, &queen, orphan_ttl);
+        queen.has_hives(1);
+        let model = queen.register(&place, None);
+        let info = queen.spawn_roomy(&model);
+        let worker = info["pid"].as_i64().unwrap() as i32;
+        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
+        stream.take(5);
+        Busy {
+            stream,
+            worker,
+            shim: parent_of(worker),
+            id: info["worker_id"].clone(),
+            model,
+            queen,
+            hive,
+            place,
+        }
+    }
+
+    /// Neither the worker nor its shim is left.
+    #[track_caller]
+    fn is_childless_within(&self, limit: Duration) {
+        within(limit, "worker and shim are gone", || {
+            let left = [self.worker, self.shim].map(is_alive);
+            if left == [false; 2] { Ok(()) } else { Err(format!("alive: worker and shim: {left:?}")) }
+        });
+        assert_eq!(
+            self.place.processes().len(),
+            [self.hive.pid(), self.queen.pid()].map(is_alive).iter().filter(|alive| **alive).count()
+        );
+    }
+
+    /// Whatever happened: another request is answered, cleanly.
+    #[track_caller]
+    fn serves_again(&self) {
+        let ended = self.queen.stream(CHAT, &chat(&self.model, 3, true)).rest();
+        assert!(ended.is_clean(), "{ended:?}");
+    }
+}
+
+fn hive(place: &Place, queen: &Daemon, orphan_ttl: &str) -> Daemon {
+    Daemon::start(
+        place,
+        "hive serve",
+        &["--name", "one", "--queen", &queen.url(), "--orphan-ttl", orphan_ttl],
+    )
+}
+
+#[test]
+fn a_killed_worker_ends_its_stream_with_an_error_and_is_replaced() {
+    alone(|| {
+        repeat("worker", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.worker, Signal::KILL);
+            let ended = busy.stream.rest();
+            ended.is_told();
+            let failure = ended.failure().unwrap_or_else(|| panic!("no error event: {ended:?}"));
+            assert_eq!(failure.code, Code::WorkerLost, "{failure:?}");
+            busy.is_childless_within(AT_ONCE);
+            let took = begun.elapsed();
+            busy.serves_again();
+            took
+        });
+    });
+}
+
+#[test]
+fn a_job_whose_worker_is_killed_ends_in_error_and_tells_how_far_it_came() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        let worker = daemon.spawn_roomy(&model)["pid"].as_i64().unwrap() as i32;
+        let infer = json!({
+            "operation": "infer", "model": model, "max_tokens": ENDLESS, "temperature": 0,
+            "messages": [{"role": "user", "content": PROMPT}],
+        });
+        let id = daemon.post("/v1/jobs", &infer).json()["job_id"].as_str().unwrap().to_owned();
+        until("the job tells tokens", || {
+            let told = daemon.get(&format!("/v1/jobs/{id}")).json()["events"].as_u64().unwrap();
+            if told > 20 { Ok(()) } else { Err(told.to_string()) }
+        });
+        signal_pid(worker, Signal::KILL);
+        let job = daemon.follow(&id);
+        assert!(matches!(job.terminator, Terminator::Error(_)), "{job:?}");
+        let error = job.find("error").unwrap();
+        assert_eq!(error["code"], "WORKER_LOST", "{error}");
+        assert_eq!(daemon.get(&format!("/v1/jobs/{id}")).json()["state"], "failed");
+    });
+}
+
+#[test]
+fn a_killed_shim_takes_its_worker_along_and_the_hive_starts_another() {
+    alone(|| {
+        repeat("shim", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.shim, Signal::KILL);
+            busy.stream.rest().is_told();
+            busy.is_childless_within(AT_ONCE);
+            let took = begun.elapsed();
+            busy.serves_again();
+            took
+        });
+    });
+}
+
+#[test]
+fn a_killed_hives_worker_ends_by_itself_when_no_other_hive_comes() {
+    alone(|| {
+        repeat("hive", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.is_childless_within(ORPHANS_GONE_MAX);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn a_hive_and_a_shim_killed_together_leave_no_worker() {
+    alone(|| {
+        repeat("hive and shim", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            signal_pid(busy.shim, Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.is_childless_within(AT_ONCE);
+            begun.elapsed()
+        });
+    });
+}
+
+#[test]
+fn a_killed_queens_clients_see_a_broken_stream_and_the_worker_is_free_for_the_next_queen() {
+    alone(|| {
+        repeat("queen", || {
+            let mut busy = Busy::start(ORPHAN_TTL);
+            let begun = Instant::now();
+            signal_pid(busy.queen.pid(), Signal::KILL);
+            busy.queen.ended();
+            busy.stream.rest().is_told();
+            let address = busy.queen.address.clone();
+            until("the slot is free", || match busy.hive.workers() {
+                workers if workers.len() == 1 && workers[0]["slots_busy"] == 0 => Ok(()),
+                workers => Err(format!("{workers:?}")),
+            });
+            let took = begun.elapsed();
+            busy.queen = Daemon::start(&busy.place, "queen serve", &["--listen", &address]);
+            busy.serves_again();
+            assert_eq!(busy.queen.workers()[0]["worker_id"], busy.id);
+            assert!(is_alive(busy.worker));
+            took
+        });
+    });
+}
+
+#[test]
+fn a_hive_started_again_in_time_adopts_its_worker_with_the_model_loaded() {
+    alone(|| {
+        repeat("hive (and its worker adopted)", || {
+            let mut busy = Busy::start("30s");
+            let begun = Instant::now();
+            signal_pid(busy.hive.pid(), Signal::KILL);
+            busy.hive.ended();
+            busy.stream.rest().is_told();
+            busy.hive = hive(&busy.place, &busy.queen, "30s");
+            until("the worker is back and free", || match busy.queen.workers() {
+                workers
+                    if workers.len() == 1
+                        && workers[0]["state"] == "ready"
+                        && workers[0]["slots_busy"] == 0 =>
+                {
+                    Ok(())
+                }
+                workers => Err(format!("{workers:?}")),
+            });
+            let took = begun.elapsed();
+            busy.serves_again();
+            let adopted = &busy.queen.workers()[0];
+            assert_eq!(
+                (&adopted["worker_id"], adopted["pid"].as_i64().unwrap()),
+                (&busy.id, i64::from(busy.worker))
+            );
+            let logs = std::fs::read_dir(busy.place.state().join("logs")).unwrap().flatten();
+            let spawned = logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count();
+            assert_eq!(spawned, 1, "the model was loaded again");
+            took
+        });
+    });
+}
+
+#[test]
+fn a_killed_serve_is_followed_by_one_that_adopts_or_by_nothing() {
+    alone(|| {
+        repeat("serve", || {
+            let place = Place::with_model(&roomy());
+            let start = |ttl| Daemon::start(&place, "serve", &["--orphan-ttl", ttl]);
+            let daemon = start("30s");
+            let model = daemon.register(&place, None);
+            let worker = daemon.spawn_roomy(&model)["pid"].clone();
+            let killed = |mut daemon: Daemon| {
+                let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+                stream.take(5);
+                signal_pid(daemon.pid(), Signal::KILL);
+                daemon.ended();
+                stream.rest().is_told();
+            };
+            killed(daemon);
+            let second = start("30s");
+            assert_eq!(second.workers()[0]["pid"], worker);
+            killed(second);
+            let third = start("30s");
+            assert_eq!(third.workers()[0]["pid"], worker);
+            assert!(third.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+            drop(third);
+            assert_eq!(place.processes(), []);
+
+            let fourth = start(ORPHAN_TTL);
+            fourth.spawn_roomy(&model);
+            let begun = Instant::now();
+            killed(fourth);
+            place.is_deserted_within(ORPHANS_GONE_MAX);
+            begun.elapsed()
+        });
+    });
+}
