@@ -18,6 +18,9 @@ use tokio::sync::mpsc;
 /// Between two tries to reach a queen: doubling from the first to the last (B52).
 pub const REDIAL_MIN: Duration = Duration::from_millis(100);
 pub const REDIAL_MAX: Duration = Duration::from_secs(2);
+/// A link that lasted this long was a good one: after it dialling starts again with the shortest pause. Two hives that take
+/// one name from each other never get there.
+pub const LINK_SETTLED: Duration = Duration::from_secs(10);
 /// The longest silence of telemetry; the queen gives up after five of them.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How often free memory is looked at again.
@@ -38,9 +41,12 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
         match dialled {
             Ok(io) => {
                 tracing::info!(%queen, "linked");
-                pause = REDIAL_MIN;
+                let begun = tokio::time::Instant::now();
                 told.clear();
                 let ended = link::serve(io, Routes(hive.clone()), hive.shutdown.clone()).await;
+                if begun.elapsed() >= LINK_SETTLED {
+                    pause = REDIAL_MIN;
+                }
                 tracing::info!(%queen, reason = ended.err().map(|error| crate::wire::failure::chain(&error)), "link ended");
             }
             Err(error) => {

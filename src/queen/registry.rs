@@ -217,6 +217,14 @@ impl Registry {
                     os: full.os,
                     arch: full.arch,
                 };
+                let before = fleet.hives.get(&hello.hive);
+                if before.is_some_and(|hive| hive.link != link && !hive.caller.is_closed()) {
+                    // A restarted hive whose old connection has not been noticed yet, or a copied state directory.
+                    tracing::warn!(
+                        hive = hello.hive,
+                        "replacing a link that was alive; if this goes on, two machines share one node id: remove the file `node` from one's state directory"
+                    );
+                }
                 let hive = Hive { info, caller: caller.clone(), link, node: hello.node.clone() };
                 fleet.hives.insert(hello.hive.clone(), hive);
                 return true;
