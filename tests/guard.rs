@@ -70,6 +70,12 @@ fn with_a_key_only_its_holder_is_let_in_and_the_log_never_shows_it() {
             assert_eq!((wrong.status, wrong.failure().code), (401, Code::InvalidApiKey));
             daemon.use_key(KEY);
             assert_eq!(daemon.get("/v1/info").status, 200);
+            // Its holder may know the machine by another name; nobody else may, and no page of another origin either way.
+            let by_alias = "GET /v1/info HTTP/1.1\r\nhost: alias.example";
+            let with_key = format!("{by_alias}\r\nauthorization: Bearer {KEY}");
+            assert_eq!(daemon.raw(by_alias), 403);
+            assert_eq!(daemon.raw(&with_key), 200);
+            assert_eq!(daemon.raw(&format!("{with_key}\r\norigin: https://evil.example")), 403);
             let log = daemon.log();
             assert!(!log.contains("open-sesame"), "{log}");
         }
