@@ -146,12 +146,13 @@ impl<E: Engine> Scheduler<E> {
         }
     }
 
-    /// Empties a slot and what the engine holds for it.
+    /// Empties a slot and what the engine holds for it, and shows it free before anybody is told that its answer has ended.
     fn free(&mut self, at: usize) -> Option<Slot> {
         let slot = self.slots[at].take()?;
         if let Err(error) = self.engine.forget(at as u32, 0) {
             tracing::error!(%error, slot = at, "forgetting a sequence failed");
         }
+        self.publish();
         Some(slot)
     }
 
