@@ -4,7 +4,7 @@
 use crate::http::link::Caller;
 use crate::http::{client, request, sse};
 use crate::job::{Context, Outcome};
-use crate::queen::registry::Registry;
+use crate::queen::registry::{Registry, TELEMETRY_SILENCE_MAX};
 use crate::wire::job::{JOB_ID_HEADER, JobAccepted, JobCancelled, JobEvent, JobId, Receipt, Terminator};
 use crate::wire::operation::HiveOperation;
 use crate::wire::{Code, Failure, failure};
@@ -119,6 +119,28 @@ impl HiveJob {
         }
     }
 
+    /// The job says that a model or a worker is there; placement knows it by telemetry, which comes another way and may be a
+    /// moment behind. Whoever is told that the job is done must find it so.
+    async fn is_told(&self, operation: &HiveOperation, result: &Value) {
+        let field = |name: &str| result.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (model, worker) = match operation {
+            HiveOperation::ModelDownload { .. } => (Some(field("id")), None),
+            HiveOperation::WorkerSpawn(_) => (None, Some(field("worker_id"))),
+            _ => return,
+        };
+        let mut fleet = self.registry.watch();
+        let told = fleet.wait_for(|fleet| {
+            fleet.hives.get(&self.hive).is_none_or(|hive| {
+                model.as_ref().is_none_or(|model| hive.info.models.contains(model))
+                    && worker
+                        .as_ref()
+                        .is_none_or(|worker| hive.info.workers.iter().any(|known| known.worker_id == *worker))
+            })
+        });
+        // A hive that falls silent now is the registry's to notice.
+        let _ = tokio::time::timeout(TELEMETRY_SILENCE_MAX, told).await;
+    }
+
     async fn cancel(&self) -> Result<Receipt, Failure> {
         let path = format!("/v1/jobs/{}", self.id);
         let ask = client::request("DELETE", &path, crate::http::reply::empty())
@@ -164,7 +186,10 @@ pub async fn relay(
         }
     };
     match followed {
-        Some(Ok(())) => Outcome::Done(result),
+        Some(Ok(())) => {
+            job.is_told(&operation, &result).await;
+            Outcome::Done(result)
+        }
         Some(Err(failure)) => Outcome::Failed(failure),
         None => match job.cancel().await {
             Ok(receipt) => Outcome::Cancelled(receipt),
