@@ -21,6 +21,16 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
         HiveOperation::WorkerSpawn(want) => worker_spawn(&hive, want, &job).await,
         HiveOperation::WorkerStop { worker_id } => worker_stop(&hive, &worker_id, &job).await,
         HiveOperation::WorkerProcessList => Outcome::Done(processes(&hive)),
+        HiveOperation::WorkerCatalogList
+        | HiveOperation::WorkerCatalogGet { .. }
+        | HiveOperation::WorkerListInstalled
+        | HiveOperation::WorkerInstalledGet { .. }
+        | HiveOperation::WorkerInstall { .. }
+        | HiveOperation::WorkerRemove { .. }
+        | HiveOperation::WorkerProcessGet { .. }
+        | HiveOperation::WorkerProcessDelete { .. } => {
+            Outcome::Failed(Failure::invalid("this hive does not know the operation yet"))
+        }
         HiveOperation::ModelDownload { model } => model_download(&hive, &model, &job).await,
         HiveOperation::ModelList => {
             let models: Vec<Value> =

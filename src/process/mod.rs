@@ -16,6 +16,7 @@
 
 mod adopt;
 mod capture;
+mod confine;
 mod contain;
 mod identity;
 mod inherited;
@@ -23,6 +24,7 @@ mod launch;
 mod lease;
 mod protocol;
 mod record;
+mod remove;
 mod shim;
 mod spawn;
 mod sweep;
@@ -38,12 +40,14 @@ mod platform;
 mod seccomp;
 
 pub use adopt::adopt;
+pub use confine::{Confine, Walls};
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
 pub use launch::{launch, launch_by};
 pub use platform::{memory_bytes, own_program};
 pub use protocol::Exit;
 pub use record::Spec;
+pub use remove::remove_tree;
 pub use shim::shim_main;
 pub use tree::{Lines, Output, Tree};
 

@@ -1,6 +1,7 @@
 //! What lies on disk about a tree: what was asked for, and who runs it. JSON, for a person and for the next version.
 
 use super::ProcessError;
+use super::confine::Confine;
 use super::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,6 +31,15 @@ pub struct Spec {
     /// Where stdout and stderr go, head and tail kept; without it they are told to the lease holders line by line.
     #[serde(default)]
     pub log: Option<PathBuf>,
+    /// The log is gone on with, not begun anew.
+    #[serde(default)]
+    pub log_append: bool,
+    /// The lines of the log are told to the lease holders, too.
+    #[serde(default)]
+    pub tell: bool,
+    /// A folder that the shim removes at the end of a tree that nobody holds any more: who does hold it removes it.
+    #[serde(default)]
+    pub scratch: Option<PathBuf>,
     /// From TERM to KILL, where who stops it does not say otherwise.
     #[serde(default)]
     pub grace_ms: u64,
@@ -39,6 +49,14 @@ pub struct Spec {
     /// The tree needs sessions of its own (terminals), so its group cannot be pinned.
     #[serde(default)]
     pub sessions: bool,
+    /// The tree may be put into a PID namespace of its own. Not a GPU engine: the driver tells pids of ours.
+    #[serde(default)]
+    pub pid_namespace: bool,
+    /// The strongest rung of the containment ladder to use, by name; the node's best without.
+    #[serde(default)]
+    pub rung_max: Option<String>,
+    #[serde(default)]
+    pub confine: Option<Confine>,
     /// Opaque here; given back at adoption.
     #[serde(default)]
     pub note: Value,
@@ -54,9 +72,15 @@ impl Spec {
             env: Vec::new(),
             cwd: None,
             log: None,
+            log_append: false,
+            tell: false,
+            scratch: None,
             grace_ms: 0,
             orphan_ttl_ms: 0,
             sessions: false,
+            pid_namespace: false,
+            rung_max: None,
+            confine: None,
             note: Value::Null,
         }
     }

@@ -39,6 +39,11 @@ pub enum Code {
     DownloadFailed,
     DownloadTimeout,
     ChecksumMismatch,
+    CatalogUnavailable,
+    RecipeInvalid,
+    PlatformUnsupported,
+    MissingDependencies,
+    BuildFailed,
     ShuttingDown,
     Internal,
     /// A code of a newer peer. Kept so that an old keeper can still print its message.
@@ -50,7 +55,9 @@ impl Code {
     /// The HTTP status that goes with the code.
     pub fn status(self) -> u16 {
         match self {
-            Code::InvalidRequest | Code::ContextLengthExceeded | Code::InvalidModel => 400,
+            Code::InvalidRequest | Code::ContextLengthExceeded | Code::InvalidModel | Code::RecipeInvalid => {
+                400
+            }
             Code::MissingApiKey | Code::InvalidApiKey => 401,
             Code::Forbidden => 403,
             Code::NotFound
@@ -65,9 +72,15 @@ impl Code {
             Code::UnsupportedMediaType => 415,
             Code::VersionMismatch => 426,
             Code::TooManyRequests => 429,
-            Code::Internal | Code::Unknown | Code::ChecksumMismatch => 500,
-            Code::WorkerLost | Code::HiveLost | Code::ConnectionFailed | Code::DownloadFailed => 502,
+            Code::Internal | Code::Unknown | Code::ChecksumMismatch | Code::BuildFailed => 500,
+            Code::WorkerLost
+            | Code::HiveLost
+            | Code::ConnectionFailed
+            | Code::DownloadFailed
+            | Code::CatalogUnavailable => 502,
             Code::InsufficientMemory
+            | Code::PlatformUnsupported
+            | Code::MissingDependencies
             | Code::BackendUnavailable
             | Code::LoadingModel
             | Code::AllSlotsBusy

@@ -1,6 +1,7 @@
 //! What both ends of a connection share: identifiers, job events, fleet facts, errors. JSON at public edges;
 //! `codec` has the postcard frames of the link, `openai` the shapes OpenAI's clients know. No IO here.
 
+pub mod catalog;
 pub mod codec;
 pub mod failure;
 pub mod fleet;

@@ -7,21 +7,59 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "operation", rename_all = "snake_case")]
 pub enum HiveOperation {
+    WorkerCatalogList,
+    WorkerCatalogGet {
+        worker_id: String,
+    },
+    #[serde(alias = "worker_binary_list")]
+    WorkerListInstalled,
+    #[serde(alias = "worker_binary_get")]
+    WorkerInstalledGet {
+        worker_id: String,
+    },
+    #[serde(alias = "worker_download")]
+    WorkerInstall {
+        worker_id: String,
+    },
+    #[serde(alias = "worker_binary_delete")]
+    WorkerRemove {
+        worker_id: String,
+    },
     WorkerSpawn(WorkerSpawn),
-    WorkerStop { worker_id: String },
+    WorkerStop {
+        worker_id: String,
+    },
     WorkerProcessList,
-    ModelDownload { model: String },
+    WorkerProcessGet {
+        pid: i32,
+    },
+    WorkerProcessDelete {
+        pid: i32,
+    },
+    ModelDownload {
+        model: String,
+    },
     ModelList,
-    ModelGet { id: String },
+    ModelGet {
+        id: String,
+    },
     Status,
     HiveCheck,
 }
 
 impl HiveOperation {
     pub const NAMES: &[&str] = &[
+        "worker_catalog_list",
+        "worker_catalog_get",
+        "worker_list_installed",
+        "worker_installed_get",
+        "worker_install",
+        "worker_remove",
         "worker_spawn",
         "worker_stop",
         "worker_process_list",
+        "worker_process_get",
+        "worker_process_delete",
         "model_download",
         "model_list",
         "model_get",
@@ -31,9 +69,17 @@ impl HiveOperation {
 
     pub fn name(&self) -> &'static str {
         match self {
+            HiveOperation::WorkerCatalogList => "worker_catalog_list",
+            HiveOperation::WorkerCatalogGet { .. } => "worker_catalog_get",
+            HiveOperation::WorkerListInstalled => "worker_list_installed",
+            HiveOperation::WorkerInstalledGet { .. } => "worker_installed_get",
+            HiveOperation::WorkerInstall { .. } => "worker_install",
+            HiveOperation::WorkerRemove { .. } => "worker_remove",
             HiveOperation::WorkerSpawn(_) => "worker_spawn",
             HiveOperation::WorkerStop { .. } => "worker_stop",
             HiveOperation::WorkerProcessList => "worker_process_list",
+            HiveOperation::WorkerProcessGet { .. } => "worker_process_get",
+            HiveOperation::WorkerProcessDelete { .. } => "worker_process_delete",
             HiveOperation::ModelDownload { .. } => "model_download",
             HiveOperation::ModelList => "model_list",
             HiveOperation::ModelGet { .. } => "model_get",
