@@ -34,6 +34,7 @@ compile_error!("Metal exists on macOS only, where the default build already has 
 #[cfg(all(target_os = "macos", target_feature = "crt-static"))]
 compile_error!("macOS has no static executables: build without +crt-static");
 
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -44,6 +45,7 @@ pub mod job;
 pub mod keeper;
 pub mod model;
 pub mod paths;
+pub mod pkgbuild;
 pub mod process;
 pub mod queen;
 pub mod serve;

@@ -43,6 +43,10 @@ pub struct Dirs {
     pub jobs: PathBuf,
     /// Installed workers, one directory an id.
     pub workers: PathBuf,
+    /// What recipes download, kept between builds.
+    pub sources: PathBuf,
+    /// Builds at work, one directory each, gone with them.
+    pub builds: PathBuf,
 }
 
 impl Dirs {
@@ -90,8 +94,17 @@ impl Dirs {
     }
 
     fn new(config: PathBuf, state: PathBuf, run: PathBuf, logs: PathBuf) -> Dirs {
-        let (models, jobs, workers) = (state.join("models"), state.join("jobs"), state.join("workers"));
-        Dirs { config, state, run, logs, models, jobs, workers }
+        Dirs {
+            models: state.join("models"),
+            jobs: state.join("jobs"),
+            workers: state.join("workers"),
+            sources: state.join("sources"),
+            builds: state.join("builds"),
+            config,
+            state,
+            run,
+            logs,
+        }
     }
 
     /// Creates what daemons write to, readable by this user alone. The configuration is the person's to create.

@@ -1,6 +1,7 @@
 //! The daemons as processes: configuration to options, lock, addresses, then the role, then an orderly end. Here alone
 //! queen and hive meet: `rbee serve` runs both, with the link between them over a pipe in memory.
 
+use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::daemon::{self, DaemonError, Lock, Notify};
 use crate::hive::{self, Hive};
@@ -170,6 +171,7 @@ fn hive_options(
 ) -> Result<hive::Options, ServeError> {
     let queens: Result<Vec<Target>, ClientError> =
         settings.texts("queen").into_iter().map(|url| Ok(Target::parse(url)?.with_key(key))).collect();
+    let rung_max = settings.text("containment").map(str::to_owned);
     Ok(hive::Options {
         name,
         base_url,
@@ -180,9 +182,26 @@ fn hive_options(
             logs: dirs.logs.clone(),
             orphan_ttl: settings.duration("orphan-ttl").unwrap_or(Duration::from_secs(60)),
             idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
+            rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },
+        engines: dirs.workers.clone(),
+        builds: hive::BuildPlaces {
+            work: dirs.builds.clone(),
+            sources: dirs.sources.clone(),
+            logs: dirs.logs.clone(),
+            trees: dirs.run.join("builds"),
+            env: variables(),
+            rung_max,
+        },
+        catalog: Catalog::new(settings.text("catalog")).map_err(ServeError::Catalog)?,
     })
+}
+
+/// This process's environment, as far as it is text.
+fn variables() -> Vec<(String, String)> {
+    let text = |value: std::ffi::OsString| value.into_string().ok();
+    std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
 }
 
 /// The hub's cache as the environment says. A system service has no HOME: its cache is then beside its state.

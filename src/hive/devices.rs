@@ -1,7 +1,7 @@
 //! What this machine can compute with. Facts come from /proc and from the vendor's own command line tool, never from a
 //! library loaded into this process: a static program cannot load a driver, and a driver's crash must not be ours.
 
-use crate::wire::fleet::{Capabilities, Device};
+use crate::wire::fleet::Device;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,15 +20,6 @@ pub const BUILT_IN: &str = if cfg!(feature = "cuda") {
 } else {
     "cpu"
 };
-
-pub async fn capabilities() -> Capabilities {
-    Capabilities {
-        devices: devices().await,
-        os: std::env::consts::OS.into(),
-        arch: std::env::consts::ARCH.into(),
-        cpu_features: cpu_features(),
-    }
-}
 
 /// The CPU first, then what GPUs there are.
 pub async fn devices() -> Vec<Device> {
@@ -112,7 +103,7 @@ fn cpu_name() -> String {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn cpu_features() -> Vec<String> {
+pub fn cpu_features() -> Vec<String> {
     macro_rules! present {
         ($($name:tt),*) => {
             [$(($name, std::is_x86_feature_detected!($name))),*]
@@ -135,7 +126,7 @@ fn cpu_features() -> Vec<String> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn cpu_features() -> Vec<String> {
+pub fn cpu_features() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Features")).unwrap_or_default();
     line.trim_start_matches([' ', '\t', ':']).split_ascii_whitespace().map(str::to_owned).collect()

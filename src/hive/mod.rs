@@ -1,25 +1,36 @@
 //! The hive: one a machine. It owns that machine's devices, models and worker processes, serves them on its own address and
 //! on the links it dials, and runs without a queen, too.
 
+mod builds;
+mod choose;
 mod devices;
+mod engines;
+mod foreign;
 mod link;
 mod operations;
 mod preflight;
+mod processes;
 mod routes;
 mod supervise;
 mod workers;
 
+use crate::catalog::Catalog;
 use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::job::Jobs;
 use crate::model::Store;
+use crate::process;
 use crate::shutdown::Shutdown;
-use crate::wire::fleet::{Info, ModelInfo, now_ms};
+use crate::wire::fleet::{Capabilities, EngineInfo, Info, ModelInfo, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
+use builds::Builds;
+use engines::Engines;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 use workers::Workers;
 
+pub use builds::Places as BuildPlaces;
 pub use routes::{Routes, TABLE};
 pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
@@ -31,6 +42,10 @@ pub struct Options {
     pub base_url: String,
     pub queens: Vec<Target>,
     pub workers: WorkerSettings,
+    /// Installed engines, a folder each.
+    pub engines: PathBuf,
+    pub builds: BuildPlaces,
+    pub catalog: Catalog,
 }
 
 pub struct Hive {
@@ -38,6 +53,9 @@ pub struct Hive {
     /// This machine's own id, whatever it is called.
     node: String,
     workers: Arc<Workers>,
+    engines: Engines,
+    builds: Arc<Builds>,
+    catalog: Arc<Catalog>,
     store: Store,
     jobs: Jobs,
     /// Wakes telemetry when a model came or went.
@@ -51,9 +69,13 @@ impl Hive {
     pub async fn start(options: Options, node: String, store: Store, shutdown: Shutdown) -> Arc<Self> {
         let workers = Workers::new(&options.name, options.workers.clone(), shutdown.clone());
         workers.adopt().await;
+        let builds = Builds::new(options.builds.clone(), shutdown.clone()).await;
         let hive = Arc::new(Hive {
             node,
             workers,
+            engines: Engines::new(options.engines.clone()),
+            builds: Arc::new(builds),
+            catalog: Arc::new(options.catalog.clone()),
             store,
             jobs: Jobs::new(shutdown.clone()),
             models_changed: watch::Sender::new(()),
@@ -92,6 +114,21 @@ impl Hive {
             build: env!("RBEE_COMMIT").into(),
             pid: std::process::id(),
             started_at: self.started_at,
+        }
+    }
+
+    async fn capabilities(&self) -> Capabilities {
+        let ladder = process::ladder();
+        let engines = self.engines.all().into_iter();
+        Capabilities {
+            devices: devices::devices().await,
+            os: std::env::consts::OS.into(),
+            arch: std::env::consts::ARCH.into(),
+            cpu_features: devices::cpu_features(),
+            engines: engines
+                .map(|engine| EngineInfo { id: engine.id, kind: engine.kind, version: engine.version })
+                .collect(),
+            containment: ladder,
         }
     }
 

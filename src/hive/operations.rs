@@ -1,11 +1,11 @@
 //! What a hive's jobs do, one function an operation.
 
+use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
-use crate::hive::{Hive, devices};
+use crate::hive::{Hive, devices, processes};
 use crate::job::{Context, Outcome};
 use crate::model::{Fetched, Reference, Stored};
-use crate::process;
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use crate::wire::{Code, Failure, VERSION};
@@ -20,17 +20,34 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
     match operation {
         HiveOperation::WorkerSpawn(want) => worker_spawn(&hive, want, &job).await,
         HiveOperation::WorkerStop { worker_id } => worker_stop(&hive, &worker_id, &job).await,
-        HiveOperation::WorkerProcessList => Outcome::Done(processes(&hive)),
-        HiveOperation::WorkerCatalogList
-        | HiveOperation::WorkerCatalogGet { .. }
-        | HiveOperation::WorkerListInstalled
-        | HiveOperation::WorkerInstalledGet { .. }
-        | HiveOperation::WorkerInstall { .. }
-        | HiveOperation::WorkerRemove { .. }
-        | HiveOperation::WorkerProcessGet { .. }
-        | HiveOperation::WorkerProcessDelete { .. } => {
-            Outcome::Failed(Failure::invalid("this hive does not know the operation yet"))
+        HiveOperation::WorkerProcessList => Outcome::Done(json!({ "processes": processes::list(&hive) })),
+        HiveOperation::WorkerProcessGet { pid } => {
+            processes::get(&hive, pid).map(|process| json!(process)).into()
         }
+        HiveOperation::WorkerProcessDelete { pid } => process_delete(&hive, pid, &job).await,
+        HiveOperation::WorkerCatalogList => {
+            let listing = job.token().run_until_cancelled(hive.catalog.list()).await;
+            let Some(listing) = listing else { return Outcome::Cancelled(Receipt::default()) };
+            if let Some(warning) = &listing.warning {
+                job.emit(JobEvent::warn("catalog", warning.message.clone()));
+            }
+            Outcome::Done(
+                json!({"workers": listing.entries, "source": listing.source, "warning": listing.warning}),
+            )
+        }
+        HiveOperation::WorkerCatalogGet { worker_id } => {
+            let recipe = job.token().run_until_cancelled(hive.catalog.get(&worker_id)).await;
+            let Some(recipe) = recipe else { return Outcome::Cancelled(Receipt::default()) };
+            recipe.map(|recipe| json!(recipe.entry)).into()
+        }
+        HiveOperation::WorkerListInstalled => Outcome::Done(json!({ "workers": hive.engines.installed() })),
+        HiveOperation::WorkerInstalledGet { worker_id } => {
+            hive.engines.find(&worker_id).map(|worker| json!(worker)).into()
+        }
+        HiveOperation::WorkerInstall { worker_id } => {
+            hive.builds.install(&hive.catalog, &hive.engines, &worker_id, &job).await
+        }
+        HiveOperation::WorkerRemove { worker_id } => worker_remove(&hive, &worker_id, &job).await,
         HiveOperation::ModelDownload { model } => model_download(&hive, &model, &job).await,
         HiveOperation::ModelList => {
             let models: Vec<Value> =
@@ -40,7 +57,7 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
         HiveOperation::ModelGet { id } => find(&hive, &id).map(|stored| hive.with_users(stored.info)).into(),
         HiveOperation::Status => Outcome::Done(json!({
             "hive": hive.info(),
-            "capabilities": devices::capabilities().await,
+            "capabilities": hive.capabilities().await,
             "workers": hive.workers.infos(),
             "models": hive.model_names(),
         })),
@@ -85,27 +102,32 @@ async fn start(
     job: &Context,
 ) -> Result<String, Failure> {
     let mut devices = devices::devices().await;
-    let promised = hive.workers.memory_promised();
-    for device in devices.iter_mut().filter(|device| device.device_type == devices::BUILT_IN) {
+    for device in &mut devices {
+        let promised = hive.workers.memory_promised(&device.id);
         device.memory_free_bytes = device.memory_free_bytes.saturating_sub(promised);
     }
-    let plan: Plan = preflight::plan(want, &stored.header, &devices, devices::BUILT_IN)?;
+    let engines = hive.engines.all();
+    let (engine, device) = choose(want, &engines, &devices)?;
+    let plan: Plan = preflight::plan(want, &stored.header, device)?;
     if let Some(lowered) = &plan.lowered {
         job.emit(JobEvent::warn("memory", lowered.clone()));
     }
-    let gpu = devices.iter().find(|device| device.device_type != "cpu");
-    if let Some(gpu) = gpu.filter(|_| devices::BUILT_IN == "cpu") {
+    if let Some(gpu) = unused_gpu(engine, &engines, &devices) {
         job.emit(JobEvent::warn(
             "device",
-            format!("{} ({}) is not used: this binary has the cpu engine inside; build one for it with --features {}", gpu.id, gpu.name, gpu.device_type),
+            format!(
+                "{} ({}) is not used: there is no engine for it yet; build one with `rbee worker install llm-worker-rbee-{}`",
+                gpu.id, gpu.name, gpu.device_type
+            ),
         ));
     }
     job.narrate(
         "spawn",
         format!(
-            "starting a worker for {} on {}: {} slots of {} tokens, about {} MiB",
+            "starting a worker ({}) for {} on {}: {} slots of {} tokens, about {} MiB",
+            engine.id,
             stored.info.id,
-            plan.device,
+            device.id,
             plan.slots,
             plan.ctx,
             plan.memory_bytes >> 20
@@ -116,8 +138,8 @@ async fn start(
         Planned {
             model: stored.info.id.clone(),
             path: stored.path.clone(),
-            worker: plan.worker,
-            device: plan.device,
+            engine: engine.clone(),
+            device: device.id.clone(),
             slots: plan.slots,
             ctx: plan.ctx,
             memory_bytes: plan.memory_bytes,
@@ -131,19 +153,36 @@ async fn worker_stop(hive: &Arc<Hive>, id: &str, job: &Context) -> Outcome {
     stopped.map(|receipt| json!({"worker_id": id, "receipt": receipt})).into()
 }
 
-fn processes(hive: &Hive) -> Value {
-    let processes: Vec<Value> = hive
-        .workers
-        .infos()
-        .into_iter()
-        .filter_map(|worker| {
-            let pid = worker.pid?;
-            let kib = process::memory_bytes(pid).unwrap_or(0) >> 10;
-            Some(json!({"pid": pid, "worker_id": worker.worker_id, "command": format!("worker {}", worker.model),
-                "memory_kb": kib, "started_at": worker.started_at}))
-        })
-        .collect();
-    json!({ "processes": processes })
+async fn process_delete(hive: &Arc<Hive>, pid: i32, job: &Context) -> Outcome {
+    job.narrate("stop", format!("ending process {pid} and all that descends from it"));
+    let ended = processes::delete(hive, pid, STOP_GRACE).await;
+    ended
+        .map(|(process, receipt)| json!({"pid": pid, "worker_id": process.worker_id, "receipt": receipt}))
+        .into()
+}
+
+async fn worker_remove(hive: &Arc<Hive>, word: &str, job: &Context) -> Outcome {
+    let installed = match hive.engines.find(word) {
+        Ok(installed) => installed,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    let id = installed.worker_id;
+    let users = hive.workers.infos().into_iter().filter(|worker| worker.worker == id);
+    let users: Vec<String> = users.map(|worker| worker.worker_id).collect();
+    if !users.is_empty() {
+        return Outcome::Failed(
+            Failure::new(Code::Conflict, format!("{id} is in use by {}; stop that first", users.join(", ")))
+                .with(json!({ "in_use_by": users })),
+        );
+    }
+    let engines = hive.engines.clone();
+    let removed = id.clone();
+    let removal = tokio::task::spawn_blocking(move || engines.remove(&removed)).await;
+    let removal = removal.unwrap_or_else(|error| Err(Failure::internal(&error)));
+    if let Ok(bytes) = &removal {
+        job.narrate("remove", format!("{id} is removed, {} MiB freed", bytes.div_ceil(1 << 20)));
+    }
+    removal.map(|bytes| json!({"id": id, "bytes_freed": bytes})).into()
 }
 
 async fn model_download(hive: &Arc<Hive>, model: &str, job: &Context) -> Outcome {

@@ -1,5 +1,5 @@
-//! Before a worker is started: does the node have the engine and the device that are asked for, and does the model fit
-//! in memory (B11). Pure, so that every refusal is a test.
+//! Before a worker is started: does the model fit in the device's memory, and with how many slots of how much context
+//! (B11). Pure, so that every refusal is a test.
 
 use crate::model::gguf::{Header, TensorType};
 use crate::model::memory::{Shape, estimate};
@@ -19,8 +19,6 @@ const UBATCH: u32 = 512;
 /// A worker that fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    pub worker: String,
-    pub device: String,
     pub slots: u32,
     pub ctx: u32,
     pub memory_bytes: u64,
@@ -28,14 +26,8 @@ pub struct Plan {
     pub lowered: Option<String>,
 }
 
-/// `devices` with the memory that is free for a new worker; `built_in` the engine of this binary.
-pub fn plan(
-    want: &WorkerSpawn,
-    header: &Header,
-    devices: &[Device],
-    built_in: &str,
-) -> Result<Plan, Failure> {
-    let device = choose_device(want, devices, built_in)?;
+/// `device` with the memory that is free for a new worker.
+pub fn plan(want: &WorkerSpawn, header: &Header, device: &Device) -> Result<Plan, Failure> {
     let ctx_max = header.context_length.max(1);
     if let Some(ctx) = want.ctx.filter(|ctx| *ctx > ctx_max) {
         return Err(Failure::invalid(format!(
@@ -58,82 +50,13 @@ pub fn plan(
     let lowered = (shape != wished).then(|| {
         format!("memory is short: {slots} slots of {ctx} tokens instead of {} of {}", wished.0, wished.1)
     });
-    Ok(Plan {
-        worker: built_in.to_owned(),
-        device: device.id.clone(),
-        slots,
-        ctx,
-        memory_bytes: needed(shape),
-        lowered,
-    })
+    Ok(Plan { slots, ctx, memory_bytes: needed(shape), lowered })
 }
 
 fn needed_bytes(header: &Header, slots: u32, ctx: u32) -> u64 {
     let kv = TensorType::by_name("f16").expect("every build knows f16");
     let shape = Shape { slots, ctx_per_slot: ctx, kv_type_k: kv, kv_type_v: kv, ubatch: UBATCH };
     estimate(header, &shape).total
-}
-
-fn choose_device<'d>(
-    want: &WorkerSpawn,
-    devices: &'d [Device],
-    built_in: &str,
-) -> Result<&'d Device, Failure> {
-    let unavailable = |message: String| Err(Failure::new(Code::BackendUnavailable, message));
-    // The word after `--worker` is an engine; the one after `--device` an engine, an id or a number of the engine's kind.
-    let kinds = ["cpu", "cuda", "metal"];
-    let asked_kind = [&want.worker, &want.device]
-        .into_iter()
-        .flatten()
-        .map(|word| word.to_ascii_lowercase())
-        .find(|word| kinds.contains(&word.as_str()));
-    if let Some(worker) =
-        want.worker.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str()))
-    {
-        return unavailable(format!(
-            "no worker `{worker}` is installed here; this hive has `{built_in}` built in"
-        ));
-    }
-    let kind = asked_kind.unwrap_or_else(|| built_in.to_owned());
-    let gpu_seen = devices.iter().any(|device| device.device_type == kind);
-    if kind != built_in {
-        let what = if kind == "cpu" || gpu_seen {
-            format!("this binary has the `{built_in}` engine inside, not `{kind}`")
-        } else {
-            format!("this node has no `{kind}` device")
-        };
-        let how = match kind.as_str() {
-            "cuda" => {
-                "; on a node with an NVIDIA card and its CUDA toolkit, build one: RUSTFLAGS=-Ctarget-feature=-crt-static cargo build --release --features cuda"
-            }
-            _ => "",
-        };
-        return unavailable(format!("{what}{how}"));
-    }
-    let of_kind: Vec<&Device> = devices.iter().filter(|device| device.device_type == kind).collect();
-    let named = want.device.as_ref().filter(|word| !kinds.contains(&word.to_ascii_lowercase().as_str()));
-    let chosen = match named {
-        None => of_kind.iter().max_by_key(|device| device.memory_free_bytes).copied(),
-        Some(word) => {
-            let by_number = word.parse::<usize>().ok().and_then(|index| of_kind.get(index)).copied();
-            by_number.or_else(|| devices.iter().find(|device| device.id.eq_ignore_ascii_case(word)))
-        }
-    };
-    match chosen {
-        Some(device) if device.device_type == kind => Ok(device),
-        Some(device) => unavailable(format!(
-            "{} is a `{}` device, and this binary has the `{built_in}` engine inside",
-            device.id, device.device_type
-        )),
-        None => {
-            let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
-            unavailable(format!(
-                "no device `{}` here; there are: {}",
-                want.device.as_deref().unwrap_or(&kind),
-                ids.join(", ")
-            ))
-        }
-    }
 }
 
 fn too_big(wished: u64, least: u64, available: u64, device: &str, header: &Header) -> Failure {
@@ -187,11 +110,11 @@ mod tests {
         }
     }
 
-    fn device(id: &str, kind: &str, free: u64) -> Device {
+    fn device(free: u64) -> Device {
         Device {
-            id: id.into(),
+            id: "CPU-0".into(),
             name: String::new(),
-            device_type: kind.into(),
+            device_type: "cpu".into(),
             memory_bytes: free,
             memory_free_bytes: free,
             compute_capability: None,
@@ -208,7 +131,7 @@ mod tests {
 
     #[test]
     fn with_room_the_defaults_hold_up_to_the_models_own_context() {
-        let plan = plan(&want(), &header(), &[device("CPU-0", "cpu", 64 << 30)], "cpu").unwrap();
+        let plan = plan(&want(), &header(), &device(64 << 30)).unwrap();
         assert_eq!((plan.slots, plan.ctx, plan.lowered), (4, 2_048, None));
         assert!(plan.memory_bytes > 100 * MIB + 4 * 2_048 * 64 * 1_024);
     }
@@ -216,11 +139,11 @@ mod tests {
     #[test]
     fn where_memory_is_short_slots_go_first_then_context_and_it_is_told() {
         let full = needed_bytes(&header(), 4, 2_048);
-        let fewer = plan(&want(), &header(), &[device("CPU-0", "cpu", full - 1)], "cpu").unwrap();
+        let fewer = plan(&want(), &header(), &device(full - 1)).unwrap();
         assert_eq!((fewer.slots, fewer.ctx), (2, 2_048));
         assert!(fewer.lowered.is_some_and(|told| told.contains("instead of 4")));
         let one = needed_bytes(&header(), 1, 2_048);
-        let shorter = plan(&want(), &header(), &[device("CPU-0", "cpu", one - 1)], "cpu").unwrap();
+        let shorter = plan(&want(), &header(), &device(one - 1)).unwrap();
         assert_eq!((shorter.slots, shorter.ctx), (1, 1_024));
     }
 
@@ -228,30 +151,13 @@ mod tests {
     fn what_was_asked_for_is_never_lowered_but_refused_with_the_numbers() {
         let full = needed_bytes(&header(), 4, 2_048);
         let exactly = WorkerSpawn { slots: Some(4), ctx: Some(2_048), ..want() };
-        let failure = plan(&exactly, &header(), &[device("CPU-0", "cpu", full - 1)], "cpu").unwrap_err();
+        let failure = plan(&exactly, &header(), &device(full - 1)).unwrap_err();
         assert_eq!(failure.code, Code::InsufficientMemory);
         assert_eq!(failure.details["needed_bytes"], full);
         assert_eq!(failure.details["available_bytes"], full - 1);
-        let tiny = plan(&want(), &header(), &[device("CPU-0", "cpu", 50 * MIB)], "cpu").unwrap_err();
+        let tiny = plan(&want(), &header(), &device(50 * MIB)).unwrap_err();
         assert!(tiny.message.contains("smaller"), "{}", tiny.message);
         let beyond = WorkerSpawn { ctx: Some(4_096), ..want() };
-        assert_eq!(
-            code(plan(&beyond, &header(), &[device("CPU-0", "cpu", 64 << 30)], "cpu")),
-            Code::InvalidRequest
-        );
-    }
-
-    #[test]
-    fn gpu_work_is_never_given_to_the_cpu_unasked() {
-        let devices = [device("CPU-0", "cpu", 64 << 30), device("GPU-0", "cuda", 64 << 30)];
-        for asked in ["cuda", "GPU-0"] {
-            let on_gpu = WorkerSpawn { device: Some(asked.into()), ..want() };
-            assert_eq!(code(plan(&on_gpu, &header(), &devices, "cpu")), Code::BackendUnavailable, "{asked}");
-        }
-        let metal = WorkerSpawn { worker: Some("metal".into()), ..want() };
-        assert_eq!(code(plan(&metal, &header(), &devices, "cpu")), Code::BackendUnavailable);
-        let second = WorkerSpawn { device: Some("7".into()), ..want() };
-        assert_eq!(code(plan(&second, &header(), &devices, "cpu")), Code::BackendUnavailable);
-        assert_eq!(plan(&want(), &header(), &devices, "cuda").unwrap().device, "GPU-0");
+        assert_eq!(code(plan(&beyond, &header(), &device(64 << 30))), Code::InvalidRequest);
     }
 }

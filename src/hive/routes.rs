@@ -1,6 +1,6 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
-use crate::hive::{Hive, devices, link, operations};
+use crate::hive::{Hive, link, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Peer, Request, Response, client, relay, reply, request};
@@ -73,7 +73,7 @@ impl Service for Routes {
             Endpoint::Info => Ok(reply::json(&hive.info())),
             Endpoint::CreateJob => create_job(hive, request).await,
             Endpoint::Job(endpoint) => jobs::serve(&hive.jobs, endpoint, &params, &request).await,
-            Endpoint::Capabilities => Ok(reply::json(&devices::capabilities().await)),
+            Endpoint::Capabilities => Ok(reply::json(&hive.capabilities().await)),
             Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
             Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,

@@ -1,16 +1,20 @@
 //! One worker's life: launched under a shim, loading (its own progress stream tells, nobody polls), ready, busy, and the
 //! end, by wish, by idleness, by crash or with the hive. Whatever the end, its socket and its place in the table go with it.
 
-use crate::hive::workers::{Note, Worker, Workers};
+use crate::hive::engines::{Engine, Program};
+use crate::hive::foreign::{self, Endpoint};
+use crate::hive::workers::{Note, Settings, Worker, Workers};
 use crate::http::{client, sse};
 use crate::process::{self, LISTENER_FD, SHIM_PIPE_FD, Spec, Tree};
 use crate::shutdown::DRAIN_MAX;
+use crate::wire::catalog::Serve;
 use crate::wire::fleet::{WorkerInfo, WorkerState};
 use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,38 +44,129 @@ pub struct Stop {
     pub reply: oneshot::Sender<Receipt>,
 }
 
-/// Launches a worker and lives its life.
+/// A worker to start.
+#[derive(Debug)]
+pub struct Start {
+    pub info: WorkerInfo,
+    pub engine: Engine,
+    /// Where an engine of ours listens.
+    pub socket: PathBuf,
+    pub model: PathBuf,
+}
+
+/// The whole life of a worker, from its launch on.
 pub async fn start(
     workers: Arc<Workers>,
-    info: WorkerInfo,
-    socket: PathBuf,
-    model: PathBuf,
+    start: Start,
     phase: watch::Sender<Phase>,
-    stops: mpsc::Receiver<Stop>,
+    mut stops: mpsc::Receiver<Stop>,
 ) {
-    let id = info.worker_id.clone();
-    match launch(&workers, info, &socket, &model).await {
-        Ok(tree) => {
-            workers.update(&id, |worker| worker.info.pid = Some(tree.pid()));
-            run(workers, id, tree, socket, phase, stops).await;
+    let id = start.info.worker_id.clone();
+    let mut tries = 0;
+    let end = loop {
+        tries += 1;
+        match launch(&workers, &start).await {
+            Ok((tree, endpoint)) => {
+                workers.update(&id, |worker| worker.info.pid = Some(tree.pid()));
+                match run(&workers, &id, &tree, endpoint.as_ref(), &phase, &mut stops).await {
+                    End::PortTaken(_) if tries < foreign::PORT_TRIES_MAX => {
+                        tracing::info!(worker = id, "its port was taken meanwhile; trying another");
+                    }
+                    End::PortTaken(failure) | End::Over(failure) => {
+                        break (failure, endpoint);
+                    }
+                }
+            }
+            Err(failure) => break (failure, None),
         }
-        Err(failure) => {
-            // Told before it leaves the table: a waiter that finds no entry could not say why.
-            phase.send_replace(Phase::Failed(failure));
-            workers.remove(&id);
-            remove_socket(&socket);
-        }
+    };
+    finish(&workers, &id, end, &start.socket, &phase);
+}
+
+/// The rest of the life of a worker that an earlier hive started.
+pub async fn adopted(
+    workers: Arc<Workers>,
+    id: String,
+    tree: Tree,
+    socket: PathBuf,
+    endpoint: Option<Endpoint>,
+    phase: watch::Sender<Phase>,
+    mut stops: mpsc::Receiver<Stop>,
+) {
+    let end = run(&workers, &id, &tree, endpoint.as_ref(), &phase, &mut stops).await;
+    let (End::PortTaken(failure) | End::Over(failure)) = end;
+    finish(&workers, &id, (failure, endpoint), &socket, &phase);
+}
+
+fn finish(
+    workers: &Workers,
+    id: &str,
+    (end, endpoint): (Failure, Option<Endpoint>),
+    socket: &Path,
+    phase: &watch::Sender<Phase>,
+) {
+    tracing::info!(worker = id, reason = end.message, "worker ended");
+    phase.send_replace(Phase::Failed(end));
+    workers.remove(id);
+    match endpoint {
+        Some(endpoint) => endpoint.forget(),
+        None => remove_socket(socket),
     }
 }
 
-async fn launch(workers: &Workers, info: WorkerInfo, socket: &Path, model: &Path) -> Result<Tree, Failure> {
+async fn launch(workers: &Workers, start: &Start) -> Result<(Tree, Option<Endpoint>), Failure> {
     let settings = workers.settings();
     let failed = |error: &(dyn std::error::Error + 'static)| Failure::internal(error);
-    // Bound here and handed over open: a request can be sent at once and waits in the kernel until the worker accepts.
-    let listener = UnixListener::bind(socket).map_err(|error| failed(&error))?;
-    let program = process::own_program().map_err(|error| failed(&error))?;
-    let id = &info.worker_id;
+    let (mut spec, listener, endpoint) = match &start.engine.program {
+        Program::BuiltIn => {
+            let program = process::own_program().map_err(|error| failed(&error))?;
+            let (spec, listener) = ours(start, program)?;
+            (spec, Some(listener), None)
+        }
+        Program::Ours(program) => {
+            let (spec, listener) = ours(start, program.clone())?;
+            (spec, Some(listener), None)
+        }
+        Program::Foreign { binary, serve } => {
+            let (spec, endpoint) = theirs(start, settings, binary, serve)?;
+            (spec, None, Some(endpoint))
+        }
+    };
+    let id = &start.info.worker_id;
+    // An engine that is not ours gets none of our settings, ours all that concern workers.
+    let is_theirs = |name: &str| endpoint.is_none() || !name.starts_with("RBEE_");
+    spec.env.extend(settings.env.iter().filter(|(name, _)| is_theirs(name)).cloned());
+    spec.log = Some(settings.logs.join(format!("worker-{id}.log")));
+    spec.grace_ms = WORKER_GRACE.as_millis() as u64;
+    spec.orphan_ttl_ms = settings.orphan_ttl.as_millis() as u64;
+    spec.rung_max.clone_from(&settings.rung_max);
+    let note = Note {
+        worker: start.info.clone(),
+        socket: start.socket.clone(),
+        pinned: start.info.pinned,
+        kind: Some(start.engine.kind.clone()),
+        foreign: endpoint.clone(),
+    };
+    spec.note = serde_json::to_value(note).map_err(|error| failed(&error))?;
+    if let Some(endpoint) = &endpoint {
+        let target = endpoint.target().map_err(|error| failed(&error))?;
+        workers.update(id, |worker| worker.target = target);
+    }
+    let launched = process::launch(&settings.shims, spec, listener).await;
+    if launched.is_err()
+        && let Some(endpoint) = &endpoint
+    {
+        endpoint.forget();
+    }
+    launched.map(|tree| (tree, endpoint)).map_err(|error| failed(&error))
+}
+
+/// How an engine of ours is started: on a socket that is bound here and handed on.
+fn ours(start: &Start, program: PathBuf) -> Result<(Spec, UnixListener), Failure> {
+    let Start { info, socket, model, .. } = start;
+    let listener = UnixListener::bind(socket).map_err(|error| Failure::internal(&error))?;
     let numbers = [
+        // For all slots together, as llama-server has it.
         ("--ctx-size", u64::from(info.slots_total) * u64::from(info.ctx)),
         ("--parallel", u64::from(info.slots_total)),
         ("--lease-fd", SHIM_PIPE_FD as u64),
@@ -84,16 +179,45 @@ async fn launch(workers: &Workers, info: WorkerInfo, socket: &Path, model: &Path
     for (flag, number) in numbers {
         argv.extend([flag.to_owned(), number.to_string()]);
     }
-    let mut spec = Spec::new(id.clone(), argv);
+    let mut spec = Spec::new(info.worker_id.clone(), argv);
     spec.program = Some(program);
-    spec.env = settings.env.clone();
-    spec.log = Some(settings.logs.join(format!("worker-{id}.log")));
-    spec.grace_ms = WORKER_GRACE.as_millis() as u64;
-    spec.orphan_ttl_ms = settings.orphan_ttl.as_millis() as u64;
-    let pinned = info.pinned;
-    spec.note = serde_json::to_value(Note { worker: info, socket: socket.to_owned(), pinned })
-        .map_err(|error| failed(&error))?;
-    process::launch(&settings.shims, spec, Some(listener)).await.map_err(|error| failed(&error))
+    Ok((spec, listener))
+}
+
+/// How another project's engine is started: told a loopback port and where its key is.
+fn theirs(
+    start: &Start,
+    settings: &Settings,
+    binary: &Path,
+    serve: &Serve,
+) -> Result<(Spec, Endpoint), Failure> {
+    let info = &start.info;
+    let failed = |error: std::io::Error| Failure::internal(&error);
+    let endpoint = Endpoint::make(&settings.run, &info.worker_id, serve).map_err(failed)?;
+    let values = foreign::Values {
+        model: &start.model,
+        alias: &info.model,
+        slots: info.slots_total,
+        ctx: info.ctx,
+        endpoint: &endpoint,
+    };
+    let words = foreign::command_line(serve, &values)?;
+    let name = binary.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let mut spec = Spec::new(info.worker_id.clone(), std::iter::once(name).chain(words));
+    spec.program = Some(binary.to_owned());
+    if let Some(variable) = &serve.key_env {
+        spec.env.push((variable.clone(), endpoint.key().map_err(failed)?));
+    }
+    // It does not watch its lease as our own worker does. On a GPU the driver must see its real pid.
+    spec.pid_namespace = start.engine.kind == "cpu";
+    Ok((spec, endpoint))
+}
+
+/// How a worker's life ended.
+enum End {
+    Over(Failure),
+    /// An engine that is not ours ended before it was well, and somebody else has its port.
+    PortTaken(Failure),
 }
 
 /// What ended a wait.
@@ -106,28 +230,32 @@ enum Event {
 }
 
 /// The life of a worker whose tree runs, launched or adopted.
-pub async fn run(
-    workers: Arc<Workers>,
-    id: String,
-    tree: Tree,
-    socket: PathBuf,
-    phase: watch::Sender<Phase>,
-    mut stops: mpsc::Receiver<Stop>,
-) {
+async fn run(
+    workers: &Arc<Workers>,
+    id: &str,
+    tree: &Tree,
+    endpoint: Option<&Endpoint>,
+    phase: &watch::Sender<Phase>,
+    stops: &mut mpsc::Receiver<Stop>,
+) -> End {
     let shutdown = workers.hive_shutdown().clone();
-    let mut loading = Some(Box::pin(load(workers.clone(), id.clone(), phase.clone())));
+    let mut loading: Option<Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>> =
+        Some(match endpoint {
+            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
+            Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
+        });
     let end = loop {
         let event = tokio::select! {
             exit = tree.exited() => Event::Exited(exit),
             Some(stop) = stops.recv() => Event::Asked(stop),
             outcome = async { loading.as_mut().expect("guarded by the condition").await }, if loading.is_some() => Event::Loaded(outcome),
-            () = idle(&workers, &id), if loading.is_none() => Event::Idle,
+            () = idle(workers, id), if loading.is_none() => Event::Idle,
             () = shutdown.drained() => Event::HiveStops,
         };
         match event {
             Event::Loaded(Ok(())) => {
                 loading = None;
-                workers.update(&id, |worker| {
+                workers.update(id, |worker| {
                     worker.info.state = WorkerState::Ready;
                     worker.used = Instant::now();
                 });
@@ -137,31 +265,51 @@ pub async fn run(
                 // A worker that is about to exit says why better than its broken stream does.
                 let told = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
                 tree.stop(Duration::ZERO).await;
-                break if told { crashed(&id, &tree, &failure.message) } else { with_log(failure, &tree) };
+                break if told { crashed(id, tree, &failure.message) } else { with_log(failure, tree) };
             }
             Event::Exited(exit) => {
                 tree.ended().await;
-                break crashed(&id, &tree, &exit.to_string());
+                let failure = crashed(id, tree, &exit.to_string());
+                if loading.is_some() && endpoint.is_some_and(Endpoint::is_taken) {
+                    return End::PortTaken(failure);
+                }
+                break failure;
             }
             Event::Asked(stop) => {
-                end_in_order(&workers, &id, &tree, stop.grace, Some(stop.reply)).await;
+                end_in_order(workers, id, tree, stop.grace, Some(stop.reply)).await;
                 break Failure::new(Code::WorkerLost, format!("worker {id} was stopped"));
             }
             Event::Idle => {
                 tracing::info!(worker = id, "stopping an idle worker");
-                end_in_order(&workers, &id, &tree, Duration::ZERO, None).await;
+                end_in_order(workers, id, tree, Duration::ZERO, None).await;
                 break Failure::new(Code::WorkerLost, format!("worker {id} was stopped for being idle"));
             }
             Event::HiveStops => {
-                end_in_order(&workers, &id, &tree, DRAIN_MAX, None).await;
+                end_in_order(workers, id, tree, DRAIN_MAX, None).await;
                 break Failure::new(Code::ShuttingDown, "the hive is shutting down");
             }
         }
     };
-    tracing::info!(worker = id, reason = end.message, "worker ended");
-    phase.send_replace(Phase::Failed(end));
-    workers.remove(&id);
-    remove_socket(&socket);
+    End::Over(end)
+}
+
+/// Waits for an engine that is not ours, and says that it loads.
+async fn well(
+    workers: &Workers,
+    id: &str,
+    tree: &Tree,
+    endpoint: &Endpoint,
+    phase: &watch::Sender<Phase>,
+) -> Result<(), Failure> {
+    workers.update(id, |worker| worker.info.state = WorkerState::Loading);
+    phase.send_replace(Phase::Loading(0.0));
+    let log = workers.settings().logs.join(format!("worker-{id}.log"));
+    // It reads its model, or it tells something: either is progress.
+    let progress = || {
+        let told = log.metadata().map_or(0, |meta| meta.len());
+        told + process::memory_bytes(tree.pid()).unwrap_or(0)
+    };
+    foreign::well(endpoint, LOADING_SILENCE_MAX, progress).await
 }
 
 /// Follows the worker's own loading stream to its end.

@@ -1,7 +1,9 @@
 //! This node's workers: who runs, in what state, and the verbs: spawn, stop, adopt. One cell holds what is known and
 //! publishes every change; one task a worker (`supervise`) moves it through its states.
 
-use crate::hive::supervise::{self, Phase, Stop};
+use crate::hive::engines::Engine;
+use crate::hive::foreign::Endpoint;
+use crate::hive::supervise::{self, Phase, Start, Stop};
 use crate::http::client::Target;
 use crate::process::{self, Tree};
 use crate::shutdown::Shutdown;
@@ -30,6 +32,8 @@ pub struct Settings {
     pub logs: PathBuf,
     pub orphan_ttl: Duration,
     pub idle_ttl: Duration,
+    /// The strongest rung of the containment ladder that is used; the node's best if not said.
+    pub rung_max: Option<String>,
     /// What workers get of this process's environment.
     pub env: Vec<(String, String)>,
 }
@@ -40,11 +44,19 @@ pub struct Note {
     pub worker: WorkerInfo,
     pub socket: PathBuf,
     pub pinned: bool,
+    /// `cpu`, `cuda` or `metal`; the worker's name in records that are older than installed engines.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// For an engine that is not ours, which has no socket.
+    #[serde(default)]
+    pub foreign: Option<Endpoint>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub info: WorkerInfo,
+    /// What its engine computes on; `info.worker` says which engine that is.
+    pub kind: String,
     pub target: Target,
     /// When it was last asked something, on the clock that does not jump.
     pub used: Instant,
@@ -102,17 +114,18 @@ impl Workers {
         })
     }
 
-    /// Memory promised to workers that have not taken it yet.
-    pub fn memory_promised(&self) -> u64 {
+    /// Memory of a device that is promised to workers that have not taken it yet.
+    pub fn memory_promised(&self, device: &str) -> u64 {
         let table = self.table.borrow();
-        let coming = table.values().filter(|worker| worker.info.state.is_coming());
+        let is_coming = |worker: &&Worker| worker.info.state.is_coming() && worker.info.device == device;
+        let coming = table.values().filter(is_coming);
         coming.map(|worker| worker.info.memory_bytes).sum()
     }
 
     /// A worker that already does what is wanted, or is about to.
     pub fn matching(&self, want: &WorkerSpawn) -> Option<WorkerInfo> {
         let table = self.table.borrow();
-        table.values().map(|worker| &worker.info).find(|info| is_match(info, want)).cloned()
+        table.values().find(|worker| is_match(worker, want)).map(|worker| worker.info.clone())
     }
 
     /// Starts a worker as planned, or joins the one that a simultaneous request started. The caller waits with `ready`.
@@ -126,7 +139,7 @@ impl Workers {
             hive: self.hive.clone(),
             state: WorkerState::Starting,
             model: plan.model,
-            worker: plan.worker,
+            worker: plan.engine.id.clone(),
             device: plan.device,
             slots_total: plan.slots,
             slots_busy: 0,
@@ -140,6 +153,7 @@ impl Workers {
         };
         let worker = Worker {
             info: info.clone(),
+            kind: plan.engine.kind.clone(),
             target: Target::unix(&socket),
             used: Instant::now(),
             phase: phases,
@@ -149,7 +163,7 @@ impl Workers {
         let mut outcome = Ok(id.clone());
         self.table.send_if_modified(|table| {
             // Looked for again under the lock: two requests at once share one worker.
-            if let Some(existing) = table.values().find(|worker| is_match(&worker.info, want)) {
+            if let Some(existing) = table.values().find(|worker| is_match(worker, want)) {
                 outcome = Ok(existing.info.worker_id.clone());
                 return false;
             }
@@ -164,7 +178,8 @@ impl Workers {
             true
         });
         if outcome.as_ref().is_ok_and(|chosen| *chosen == id) {
-            let task = supervise::start(self.clone(), info, socket, plan.path, phase, stops);
+            let start = Start { info, engine: plan.engine, socket, model: plan.path };
+            let task = supervise::start(self.clone(), start, phase, stops);
             self.shutdown.spawn(task);
         }
         outcome
@@ -255,9 +270,15 @@ impl Workers {
             ..note.worker
         };
         tracing::info!(worker = id, model = info.model, pid = tree.pid(), "adopting a worker");
+        let target = match &note.foreign {
+            None => Target::unix(&note.socket),
+            // Without its key it answers nobody; its loading fails, and it is stopped.
+            Some(endpoint) => endpoint.target().unwrap_or_else(|_| Target::unix(&note.socket)),
+        };
         let worker = Worker {
+            kind: note.kind.unwrap_or_else(|| info.worker.clone()),
             info,
-            target: Target::unix(&note.socket),
+            target,
             used: Instant::now(),
             phase: phases,
             stop,
@@ -266,7 +287,7 @@ impl Workers {
         self.table.send_modify(|table| {
             table.insert(id.clone(), worker);
         });
-        let task = supervise::run(self.clone(), id, tree, note.socket, phase, stops);
+        let task = supervise::adopted(self.clone(), id, tree, note.socket, note.foreign, phase, stops);
         self.shutdown.spawn(task);
     }
 
@@ -304,7 +325,7 @@ impl Workers {
 pub struct Planned {
     pub model: String,
     pub path: PathBuf,
-    pub worker: String,
+    pub engine: Engine,
     pub device: String,
     pub slots: u32,
     pub ctx: u32,
@@ -317,13 +338,15 @@ fn fresh_id() -> String {
     format!("w{}", &uuid[uuid.len() - 10..])
 }
 
-fn is_match(info: &WorkerInfo, want: &WorkerSpawn) -> bool {
+fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
+    let Worker { info, kind, .. } = worker;
     let is_alive = info.state.serves() || info.state.is_coming();
-    let is_device =
-        |word: &String| word.eq_ignore_ascii_case(&info.device) || word.eq_ignore_ascii_case(&info.worker);
+    let is_engine =
+        |word: &String| word.eq_ignore_ascii_case(&info.worker) || word.eq_ignore_ascii_case(kind);
+    let is_device = |word: &String| word.eq_ignore_ascii_case(&info.device) || is_engine(word);
     is_alive
         && info.model == want.model
-        && want.worker.as_ref().is_none_or(|worker| worker.eq_ignore_ascii_case(&info.worker))
+        && want.worker.as_ref().is_none_or(is_engine)
         && want.device.as_ref().is_none_or(is_device)
         && want.slots.is_none_or(|slots| slots == info.slots_total)
         && want.ctx.is_none_or(|ctx| ctx == info.ctx)

@@ -96,3 +96,6 @@ impl Contained {
         rustix::process::test_kill_process_group(self.leader) == Err(rustix::io::Errno::SRCH)
     }
 }
+pub fn ladder() -> crate::wire::fleet::Containment {
+    todo!()
+}

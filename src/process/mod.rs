@@ -29,6 +29,7 @@ mod shim;
 mod spawn;
 mod sweep;
 mod tree;
+mod usage;
 
 #[cfg(target_os = "linux")]
 #[path = "linux.rs"]
@@ -41,6 +42,7 @@ mod seccomp;
 
 pub use adopt::adopt;
 pub use confine::{Confine, Walls};
+pub use contain::ladder;
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
 pub use launch::{launch, launch_by};
@@ -50,6 +52,7 @@ pub use record::Spec;
 pub use remove::remove_tree;
 pub use shim::shim_main;
 pub use tree::{Lines, Output, Tree};
+pub use usage::{Running, running};
 
 use std::path::PathBuf;
 

@@ -81,6 +81,28 @@ pub struct Capabilities {
     pub os: String,
     pub arch: String,
     pub cpu_features: Vec<String>,
+    /// What can run a model here: the engine inside the binary first, then those installed.
+    #[serde(default)]
+    pub engines: Vec<EngineInfo>,
+    /// How process trees are held together.
+    #[serde(default)]
+    pub containment: Containment,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineInfo {
+    pub id: String,
+    /// `cpu`, `cuda` or `metal`.
+    pub kind: String,
+    pub version: String,
+}
+
+/// The rungs of the containment ladder that this node uses, and why not stronger ones.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Containment {
+    pub workers: String,
+    pub builds: String,
+    pub unavailable: Vec<String>,
 }
 
 /// A hive as the queen knows it.

@@ -307,6 +307,12 @@ impl Daemon {
         Stream { status, events: sse::Reader::new(answer.into_body()) }
     }
 
+    /// A job's events, from the first on.
+    pub fn stream_of(&self, job: &str) -> Stream {
+        let path = format!("/v1/jobs/{job}/stream");
+        self.open(&path, client::get(&path).unwrap())
+    }
+
     /// Starts a job and follows it to its end.
     #[track_caller]
     pub fn job(&self, operation: &Value) -> Job {

@@ -1,14 +1,16 @@
 //! `rbee status`: the fleet on one screen.
 
 use crate::config::Settings;
+use crate::http::request::percent_encode;
 use crate::keeper::KeeperError;
 use crate::keeper::commands::workers;
 use crate::keeper::render::{Render, ago, size};
 use crate::keeper::server::Server;
-use crate::wire::fleet::{HiveInfo, Info, WorkerInfo};
+use crate::wire::fleet::{Capabilities, HiveInfo, HiveState, Info, WorkerInfo};
 use crate::wire::job::{JobRecord, JobState};
 use serde::Deserialize;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 #[derive(Deserialize)]
 struct Hives {
@@ -27,9 +29,10 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     jobs.retain(|job| job.state == JobState::Running);
     let hives =
         if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
+    let nodes = capabilities(&server, &hives, render).await;
     let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
     if render.is_json() {
-        return render.value(&json!({"queen": info, "hives": hives, "jobs": jobs})).map_err(writing);
+        return render.value(&json!({"queen": info, "hives": hives, "jobs": jobs, "nodes": nodes})).map_err(writing);
     }
     let up = ago(info.started_at);
     let mut text =
@@ -50,6 +53,11 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
             )
             .map_err(writing)?;
     }
+    if !nodes.is_empty() {
+        render.answer("\n").map_err(writing)?;
+        let columns = &["hive", "engines", "workers held by", "builds held by"];
+        render.table(columns, nodes.iter().map(node_row).collect()).map_err(writing)?;
+    }
     let running: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).collect();
     if !running.is_empty() {
         render.answer("\n").map_err(writing)?;
@@ -62,6 +70,38 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
         render.table(&["job", "operation", "for"], rows.collect()).map_err(writing)?;
     }
     Ok(())
+}
+
+/// What each node can do, by its hive's name. One that does not answer is left out: the list of hives tells its state.
+async fn capabilities(
+    server: &Server,
+    hives: &[HiveInfo],
+    render: &Render,
+) -> BTreeMap<String, Capabilities> {
+    let mut nodes = BTreeMap::new();
+    let online = hives.iter().filter(|hive| hive.state == HiveState::Online);
+    let mut places: Vec<(String, String)> = online
+        .map(|hive| (hive.name.clone(), format!("/v1/hives/{}/v1/capabilities", percent_encode(&hive.name))))
+        .collect();
+    if server.is_hive {
+        places.push(("here".into(), "/v1/capabilities".into()));
+    }
+    for (name, path) in places {
+        if let Ok(node) = server.get::<Capabilities>(&path, render).await {
+            nodes.insert(name, node);
+        }
+    }
+    nodes
+}
+
+fn node_row((name, node): (&String, &Capabilities)) -> Vec<String> {
+    let engines = node.engines.iter().map(|engine| format!("{} {}", engine.id, engine.version));
+    vec![
+        name.clone(),
+        engines.collect::<Vec<_>>().join(", "),
+        node.containment.workers.clone(),
+        node.containment.builds.clone(),
+    ]
 }
 
 pub fn hive_row(hive: &HiveInfo) -> Vec<String> {
