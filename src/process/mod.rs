@@ -37,6 +37,12 @@ mod platform;
 #[path = "macos.rs"]
 mod platform;
 #[cfg(target_os = "linux")]
+mod capabilities;
+#[cfg(target_os = "linux")]
+mod landlock;
+#[cfg(target_os = "linux")]
+mod refusals;
+#[cfg(target_os = "linux")]
 mod seccomp;
 
 pub use adopt::adopt;

@@ -9,6 +9,7 @@
 //! ```
 
 use super::capture::{CappedLog, Splitter};
+use super::confine::Walls;
 use super::contain::{Contained, Rung};
 use super::identity::Identity;
 use super::lease::Lease;
@@ -84,6 +85,7 @@ struct Child {
     reaped: u32,
     /// The end of the tree, once begun: when, and what memory it had then.
     ending: Option<(Instant, u64)>,
+    walls: Walls,
     /// Closing it tells the child that the shim is gone.
     _alive: OwnedFd,
 }
@@ -295,6 +297,7 @@ impl Shim {
             shim: self.identity.clone(),
             child: child.identity.clone(),
             containment: self.rung.name().to_owned(),
+            walls: child.walls.clone(),
             note: self.record.spec.note.clone(),
         };
         Some(Said { hello: Some(hello), exited: child.exit, ..Said::default() })
@@ -372,6 +375,7 @@ impl Shim {
             exit: None,
             reaped: 0,
             ending: None,
+            walls: started.walls,
             _alive: started.alive,
         });
         self.phase = Phase::Running;

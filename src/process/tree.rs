@@ -2,6 +2,7 @@
 
 use super::ProcessError;
 use super::capture;
+use super::confine::Walls;
 use super::identity::Identity;
 use super::platform;
 use super::protocol::{Asked, Exit, Frames, Hello, Said, Stop, frame};
@@ -144,6 +145,11 @@ impl Tree {
     /// The rung of the containment ladder.
     pub fn containment(&self) -> &str {
         &self.hello.containment
+    }
+
+    /// What stands around the tree.
+    pub fn walls(&self) -> &Walls {
+        &self.hello.walls
     }
 
     /// Waits until the leader has ended. Lines may follow, and [`Tree::ended`] waits for the rest of the tree. After
