@@ -136,7 +136,8 @@ impl Prepared {
         limits: Vec<(Resource, Rlimit)>,
     ) -> io::Result<Prepared> {
         let network = if confine.network { OPEN } else { NOT_HERE };
-        let walls = Walls { filesystem: NOT_HERE.into(), network: network.into(), capabilities_dropped: false };
+        let walls =
+            Walls { filesystem: NOT_HERE.into(), network: network.into(), capabilities_dropped: false };
         Ok(Prepared { walls, limits })
     }
 
@@ -174,12 +175,14 @@ mod tests {
 
     #[test]
     fn a_closed_network_is_told_by_how_it_was_closed() {
-        let closed = Confine::default();
+        let (closed, open) = (Confine::default(), Confine { network: true, ..Confine::default() });
         let network = |confine, namespaced| Prepared::new(Some(confine), namespaced).unwrap().walls.network;
-        assert_eq!(network(&Confine { network: true, ..Confine::default() }, false), OPEN);
+        assert_eq!(network(&open, false), OPEN);
         if cfg!(target_os = "linux") {
             assert_eq!(network(&closed, true), "namespace");
-            assert!(["sockets refused", "none: "].iter().any(|told| network(&closed, false).starts_with(told)));
+            assert!(
+                ["sockets refused", "none: "].iter().any(|told| network(&closed, false).starts_with(told))
+            );
         }
     }
 }

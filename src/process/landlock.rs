@@ -104,8 +104,9 @@ impl Ruleset {
         let read = read.iter().map(|path| (path.as_path(), READ));
         let write = write.iter().map(|path| (path.as_path(), WRITE));
         for (path, rights) in devices.chain(read).chain(write) {
-            self.allow_path(path, rights)
-                .map_err(|error| io::Error::new(error.kind(), format!("a rule for {}: {error}", path.display())))?;
+            self.allow_path(path, rights).map_err(|error| {
+                io::Error::new(error.kind(), format!("a rule for {}: {error}", path.display()))
+            })?;
         }
         Ok(())
     }

@@ -31,15 +31,15 @@ mod sweep;
 mod tree;
 
 #[cfg(target_os = "linux")]
+mod capabilities;
+#[cfg(target_os = "linux")]
+mod landlock;
+#[cfg(target_os = "linux")]
 #[path = "linux.rs"]
 mod platform;
 #[cfg(target_os = "macos")]
 #[path = "macos.rs"]
 mod platform;
-#[cfg(target_os = "linux")]
-mod capabilities;
-#[cfg(target_os = "linux")]
-mod landlock;
 #[cfg(target_os = "linux")]
 mod refusals;
 #[cfg(target_os = "linux")]

@@ -11,7 +11,8 @@
 //! its edge stay too. With an open network every socket does, the ones in the file system among them.
 
 use super::seccomp::{
-    ARCHITECTURE, IF_AT_LEAST, IF_EQUAL, LOAD, OFFSET_ARCHITECTURE, OFFSET_NUMBER, RETURN, X32_FIRST, install, step,
+    ARCHITECTURE, IF_AT_LEAST, IF_EQUAL, LOAD, OFFSET_ARCHITECTURE, OFFSET_NUMBER, RETURN, X32_FIRST,
+    install, step,
 };
 use std::io;
 

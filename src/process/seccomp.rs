@@ -54,7 +54,8 @@ pub(super) fn pin_group() -> io::Result<()> {
 
 /// Between fork and exec, with `no_new_privs` set. Filters add up: the strictest answer of all counts.
 pub(super) fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut() };
+    let program =
+        libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut() };
     // Without this flag kernels before 5.16 also switch speculation off, which would cost a worker its speed.
     for flags in [libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0] {
         // SAFETY: the program and its instructions outlive the call, which copies them.
