@@ -22,6 +22,7 @@ mod identity;
 mod inherited;
 mod launch;
 mod lease;
+mod printable;
 mod protocol;
 mod record;
 mod remove;
