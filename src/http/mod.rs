@@ -12,6 +12,7 @@ pub mod router;
 pub mod server;
 pub mod sse;
 pub mod tls;
+pub mod url;
 
 pub use reply::{Body, BoxError, Response};
 pub use request::{Peer, Request};

@@ -4,9 +4,9 @@
 use super::digest::Digest;
 use super::hub::Token;
 use super::partial::{Partial, PartialError};
-use super::progress::{Events, Meter, size};
-use super::url::{BadUrl, Url};
 use crate::http::client::{self, ClientError, Target};
+use crate::http::url::{BadUrl, Url};
+use crate::job::progress::{Events, Meter, size};
 use crate::wire::job::JobEvent;
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap,
@@ -159,7 +159,7 @@ impl Progress<'_> {
 impl Transfer<'_> {
     /// Fetches what is missing. The result holds the file's bytes, verified.
     pub async fn run(&self, partial: Partial) -> Result<Partial, TransferError> {
-        let meter = Meter::new(self.events, self.label, partial.length(), self.size);
+        let meter = Meter::new(self.events, self.label, partial.length(), Some(self.size));
         let mut progress = Progress { partial, buffer: Vec::new(), meter, reached: false, etag: None };
         let mut attempt = 1;
         let mut fetched_again = false;
