@@ -11,7 +11,7 @@ pub struct Url {
     path: String,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an address: it should start with http:// or https:// and name a host")]
 pub struct BadUrl(String);
 
