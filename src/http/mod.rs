@@ -4,6 +4,8 @@
 pub mod auth;
 pub mod client;
 pub mod link;
+pub mod public;
+pub mod range;
 pub mod relay;
 pub mod reply;
 pub mod request;
