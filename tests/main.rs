@@ -10,6 +10,7 @@ mod jobs;
 mod kills;
 mod models;
 mod processes;
+mod recipes;
 mod run;
 mod shutdown;
 mod statics;
