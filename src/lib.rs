@@ -12,6 +12,7 @@
 //! Capabilities
 //! - [`job`]: everything long: a record, an event stream that can be replayed, a cancel that is awaited.
 //! - [`model`]: references, the hub, verified files, the GGUF header.
+//! - [`pkgbuild`]: recipes: sources fetched and verified, functions run behind walls, the product installed.
 //!
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.

@@ -11,6 +11,7 @@ mod jobs;
 mod kills;
 mod models;
 mod processes;
+mod recipes;
 mod run;
 mod shutdown;
 mod statics;

@@ -1,7 +1,7 @@
 //! A small client: one connection a request, over TCP, TLS or a socket file. Streams live as long as their connection,
 //! so a pool would save microseconds on loopback and cost the whole class of errors that a stale connection brings.
 
-use crate::http::{Body, reply, resolve, tls};
+use crate::http::{Body, public, reply, resolve, tls};
 use crate::wire::Failure;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
@@ -25,6 +25,14 @@ pub const ANSWER_BYTES_MAX: usize = 32 << 20;
 pub struct Target {
     place: Place,
     key: Option<String>,
+    reach: Reach,
+}
+
+/// Where a name may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Anywhere,
+    Public,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +69,8 @@ pub enum ClientError {
     BadTarget(String),
     #[error("finding the address of {0}")]
     Resolve(String, #[source] resolve::ResolveError),
+    #[error("{0} is of a private network, where nothing that a stranger names is fetched from")]
+    Private(String),
     #[error("connecting to {0}")]
     Connect(String, #[source] std::io::Error),
     #[error("connecting to {0} took longer than {max} s", max = CONNECT_MAX.as_secs())]
@@ -91,15 +101,22 @@ impl Target {
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Target { place: Place::Tcp { host, port, tls }, key: None })
+        Ok(Target { place: Place::Tcp { host, port, tls }, key: None, reach: Reach::Anywhere })
     }
 
     pub fn unix(path: impl Into<PathBuf>) -> Self {
-        Target { place: Place::Unix(path.into()), key: None }
+        Target { place: Place::Unix(path.into()), key: None, reach: Reach::Anywhere }
     }
 
     pub fn with_key(mut self, key: Option<&str>) -> Self {
         self.key = key.map(str::to_owned);
+        self
+    }
+
+    /// Connects to addresses of the public network only. The name is looked up once, and what was looked at is what is
+    /// connected to.
+    pub fn public_only(mut self) -> Self {
+        self.reach = Reach::Public;
         self
     }
 
@@ -156,7 +173,14 @@ async fn open(target: &Target) -> Result<Stream, ClientError> {
         }
         Place::Tcp { host, port, tls } => (host, *port, *tls),
     };
-    let addresses = resolve::lookup(host, port).await.map_err(|e| ClientError::Resolve(host.clone(), e))?;
+    let mut addresses =
+        resolve::lookup(host, port).await.map_err(|e| ClientError::Resolve(host.clone(), e))?;
+    if target.reach == Reach::Public {
+        addresses.retain(|address| public::is_public(address.ip()));
+        if addresses.is_empty() {
+            return Err(ClientError::Private(target.to_string()));
+        }
+    }
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {

@@ -4,6 +4,8 @@
 pub mod auth;
 pub mod client;
 pub mod link;
+pub mod public;
+pub mod range;
 pub mod relay;
 pub mod reply;
 pub mod request;
@@ -12,6 +14,7 @@ pub mod router;
 pub mod server;
 pub mod sse;
 pub mod tls;
+pub mod url;
 
 pub use reply::{Body, BoxError, Response};
 pub use request::{Peer, Request};

@@ -4,6 +4,7 @@
 //! The rule that the rest hangs on: a job's future is never dropped. A cancel sets a token, the handler notices, cleans
 //! up and returns a receipt, and only then is the job `cancelled`. So a receipt tells what has happened, not what was asked.
 
+pub mod progress;
 pub mod routes;
 pub mod stream;
 

@@ -4,7 +4,7 @@
 
 use super::digest::Digest;
 use super::recipe::HubFile;
-use super::url::{BadUrl, Url};
+use crate::http::url::{BadUrl, Url};
 use hf_hub::{Cache, Repo, RepoType};
 use std::ffi::OsString;
 use std::fmt;

@@ -11,18 +11,17 @@ mod hub;
 pub mod memory;
 mod package;
 mod partial;
-mod progress;
 mod recipe;
 mod reference;
 mod store;
 mod transfer;
-mod url;
 
 pub use digest::Digest;
 pub use fetch::Fetched;
 pub use hub::{Hub, HubError};
-pub use progress::Events;
 pub use recipe::{HubFile, Kind, Package, Recipe};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Settings, Store, StoreError, Stored};
 pub use transfer::Limits;
+
+pub use crate::job::progress::Events;

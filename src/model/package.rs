@@ -4,9 +4,9 @@
 use super::fetch::{ACTION, Stop, check_disk, writing};
 use super::hub::{Places, is_plain};
 use super::partial;
-use super::progress::{Events, Meter};
 use super::recipe::{Package, Recipe};
 use super::store::Settings;
+use crate::job::progress::{Events, Meter};
 use crate::process::{self, Output, ProcessError, Spec, Tree};
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::{Code, Failure, failure};
@@ -67,7 +67,7 @@ pub(super) async fn fetch(
     let scratch = tempfile::Builder::new().prefix(".package").tempdir_in(&places.folder);
     let scratch = scratch.map_err(|e| writing(&places.folder, &e))?;
     let helper = Helper { settings, recipe, package, events, cancel };
-    let mut meter = Meter::new(events, &recipe.id, 0, recipe.size);
+    let mut meter = Meter::new(events, &recipe.id, 0, Some(recipe.size));
     let outcome = helper.bring(scratch.path(), &places.blob).await;
     if outcome.is_ok() {
         meter.at(recipe.size);

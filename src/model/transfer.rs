@@ -4,13 +4,14 @@
 use super::digest::Digest;
 use super::hub::Token;
 use super::partial::{Partial, PartialError};
-use super::progress::{Events, Meter, size};
-use super::url::{BadUrl, Url};
 use crate::http::client::{self, ClientError, Target};
+use crate::http::range::content_range;
+use crate::http::url::{BadUrl, Url};
+use crate::job::progress::{Events, Meter, size};
 use crate::wire::job::JobEvent;
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap,
-    HeaderValue, IF_RANGE, LOCATION, RANGE, USER_AGENT,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderValue, IF_RANGE, LOCATION,
+    RANGE, USER_AGENT,
 };
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -159,7 +160,7 @@ impl Progress<'_> {
 impl Transfer<'_> {
     /// Fetches what is missing. The result holds the file's bytes, verified.
     pub async fn run(&self, partial: Partial) -> Result<Partial, TransferError> {
-        let meter = Meter::new(self.events, self.label, partial.length(), self.size);
+        let meter = Meter::new(self.events, self.label, partial.length(), Some(self.size));
         let mut progress = Progress { partial, buffer: Vec::new(), meter, reached: false, etag: None };
         let mut attempt = 1;
         let mut fetched_again = false;
@@ -361,34 +362,6 @@ impl Transfer<'_> {
                 TransferError::Denied { url, status, hint }
             }
             _ => TransferError::Status { url, status },
-        }
-    }
-}
-
-/// Where a part begins, and how long the whole is: `bytes FROM-TO/WHOLE`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
-    let (range, whole) =
-        headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
-    let (from, to) = range.split_once('-')?;
-    let (from, to, whole) = (from.parse().ok()?, to.parse::<u64>().ok()?, whole.parse().ok()?);
-    (from <= to && to < whole).then_some((from, whole))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_content_range_is_read_strictly() {
-        let read = |text: &str| {
-            let headers = HeaderMap::from_iter([(CONTENT_RANGE, HeaderValue::from_str(text).unwrap())]);
-            content_range(&headers)
-        };
-        assert_eq!(read("bytes 5-9/10"), Some((5, 10)));
-        for bad in
-            ["bytes */10", "bytes 5-10/10", "bytes 9-5/10", "items 0-1/2", "bytes 0-1/*", "bytes -1-2/3"]
-        {
-            assert_eq!(read(bad), None, "{bad}");
         }
     }
 }

@@ -11,10 +11,10 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 /// The time over which speed is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 
-pub(super) struct Meter<'a> {
+pub struct Meter<'a> {
     events: Events<'a>,
     label: String,
-    total: u64,
+    total: Option<u64>,
     told: Option<Instant>,
     /// Where speed is measured from; moved up as the window passes.
     from: (Instant, u64),
@@ -23,7 +23,7 @@ pub(super) struct Meter<'a> {
 
 impl<'a> Meter<'a> {
     /// Bytes already there when the work starts do not count as speed.
-    pub fn new(events: Events<'a>, label: &str, position: u64, total: u64) -> Self {
+    pub fn new(events: Events<'a>, label: &str, position: u64, total: Option<u64>) -> Self {
         let start = (Instant::now(), position);
         let mut meter =
             Meter { events, label: label.into(), total, told: None, from: start, next_from: start };
@@ -31,9 +31,14 @@ impl<'a> Meter<'a> {
         meter
     }
 
+    /// A server has told how much there is.
+    pub fn set_total(&mut self, total: Option<u64>) {
+        self.total = total;
+    }
+
     pub fn at(&mut self, position: u64) {
         let now = Instant::now();
-        if position == self.total || self.told.is_none_or(|told| now - told >= TELL_EVERY) {
+        if Some(position) == self.total || self.told.is_none_or(|told| now - told >= TELL_EVERY) {
             self.tell(position, now);
         }
     }
@@ -50,7 +55,7 @@ impl<'a> Meter<'a> {
             task: "download".into(),
             label: self.label.clone(),
             position,
-            total: Some(self.total),
+            total: self.total,
             unit: Unit::Bytes,
             rate,
         });
@@ -58,7 +63,7 @@ impl<'a> Meter<'a> {
 }
 
 /// `98.4 MB`, as sizes of downloads are usually told.
-pub(super) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if bytes < 1000 {
         return format!("{bytes} B");
@@ -86,7 +91,7 @@ mod tests {
             }
         };
         let start = Instant::now();
-        let mut meter = Meter::new(&events, "m", 5, 1_000_000);
+        let mut meter = Meter::new(&events, "m", 5, Some(1_000_000));
         (6..=1_000_000).for_each(|position| meter.at(position));
         let most = 3 + start.elapsed().as_millis() as usize / TELL_EVERY.as_millis() as usize;
         let told = told.into_inner().unwrap();

@@ -4,16 +4,16 @@ use std::fmt;
 
 /// An absolute address: `http` or `https`, no user, no fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Url {
+pub struct Url {
     /// `https://host[:port]`, in lower case and without a scheme's own port: equal text is an equal origin.
     origin: String,
     /// Path and query, starting with a slash.
     path: String,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an address: it should start with http:// or https:// and name a host")]
-pub(super) struct BadUrl(String);
+pub struct BadUrl(String);
 
 impl Url {
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
