@@ -34,6 +34,8 @@ pub enum ServeError {
     Paths(#[from] PathError),
     #[error("opening the model store")]
     Store(#[from] StoreError),
+    #[error("reading --catalog")]
+    Catalog(#[source] crate::wire::Failure),
     #[error("finding the hub's cache")]
     Hub(#[source] HubError),
     #[error("reading --queen")]

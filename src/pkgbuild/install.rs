@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Packages have no hidden files at their top, so this is never one of theirs.
-const MANIFEST: &str = ".manifest.json";
+pub const MANIFEST: &str = ".manifest.json";
 const CURRENT: &str = "current";
 /// What is being made and is nobody's yet.
 const FRESH: &str = ".new-";

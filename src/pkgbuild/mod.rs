@@ -35,7 +35,7 @@ mod work;
 pub use download::Limits;
 pub use errand::Errands;
 pub use execute::{build, metadata};
-pub use install::{Declared, Installed};
+pub use install::{Declared, Installed, MANIFEST};
 pub use lint::NETWORK_IN_PREPARE;
 pub use metadata::{Metadata, RecipeError, SourceArray};
 pub use package::Built;
