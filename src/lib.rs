@@ -12,6 +12,7 @@
 //! Capabilities
 //! - [`job`]: everything long: a record, an event stream that can be replayed, a cancel that is awaited.
 //! - [`model`]: references, the hub, verified files, the GGUF header.
+//! - [`catalog`]: recipes built in, asked of another catalog, or served to others; this program's own source.
 //!
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.
@@ -34,6 +35,7 @@ compile_error!("Metal exists on macOS only, where the default build already has 
 #[cfg(all(target_os = "macos", target_feature = "crt-static"))]
 compile_error!("macOS has no static executables: build without +crt-static");
 
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod daemon;
