@@ -13,6 +13,7 @@
 //! - [`job`]: everything long: a record, an event stream that can be replayed, a cancel that is awaited.
 //! - [`model`]: references, the hub, verified files, the GGUF header.
 //! - [`pkgbuild`]: recipes: sources fetched and verified, functions run behind walls, the product installed.
+//! - [`catalog`]: recipes built in, asked of another catalog, or served to others; this program's own source.
 //!
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.

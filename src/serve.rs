@@ -35,7 +35,7 @@ pub enum ServeError {
     #[error("opening the model store")]
     Store(#[from] StoreError),
     #[error("reading --catalog")]
-    Catalog(#[source] crate::wire::Failure),
+    Catalog(#[source] ClientError),
     #[error("finding the hub's cache")]
     Hub(#[source] HubError),
     #[error("reading --queen")]
@@ -196,7 +196,7 @@ fn hive_options(
             env: variables(),
             rung_max,
         },
-        catalog: Catalog::new(settings.text("catalog")).map_err(ServeError::Catalog)?,
+        catalog: Catalog::new(settings.text("catalog"), key).map_err(ServeError::Catalog)?,
     })
 }
 

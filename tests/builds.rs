@@ -34,8 +34,9 @@ impl Shop {
     fn recipe_of(&self, id: &str, version: &str, phases: &str, more: &str) {
         let folder = self.folder.join(id);
         std::fs::create_dir_all(&folder).unwrap();
-        let pkgbuild =
-            format!("pkgname={id}\npkgver={version}\npkgrel=1\narch=(any)\npkgdesc='A test engine'\n{phases}\n");
+        let pkgbuild = format!(
+            "pkgname={id}\npkgver={version}\npkgrel=1\narch=(any)\npkgdesc='A test engine'\n{phases}\n"
+        );
         std::fs::write(folder.join("PKGBUILD"), pkgbuild).unwrap();
         std::fs::write(folder.join("worker.toml"), worker_toml(id, version, more)).unwrap();
     }
@@ -43,7 +44,8 @@ impl Shop {
     /// A hive that knows this catalog.
     fn hive(&self, place: &Place, more: &[&str]) -> Daemon {
         let url = self.daemon.url();
-        let args: Vec<&str> = ["--name", "here", "--catalog", &url].into_iter().chain(more.iter().copied()).collect();
+        let args: Vec<&str> =
+            ["--name", "here", "--catalog", &url].into_iter().chain(more.iter().copied()).collect();
         Daemon::start(place, "serve", &args)
     }
 }
@@ -195,7 +197,8 @@ fn an_engine_is_built_installed_spawned_and_removed() {
     assert!(matches!(refused.terminator, Terminator::Error(_)), "{refused:?}");
     let listed: Value = serde_json::from_str(&rbee(&["worker", "process", "list", "--json"])).unwrap();
     assert!(listed.to_string().contains(&pid.to_string()), "{listed}");
-    let strangers = place.rbee(&["--queen", &url, "worker", "process", "delete", &std::process::id().to_string()]);
+    let strangers =
+        place.rbee(&["--queen", &url, "worker", "process", "delete", &std::process::id().to_string()]);
     assert_eq!(strangers.status.code(), Some(1), "{}", said(&strangers).1);
     rbee(&["worker", "process", "delete", &pid.to_string()]);
     within(CANCELLED_MAX, "the worker is gone", || match place.processes_of(id) {
@@ -270,7 +273,11 @@ package() { :; }
         for rung in rungs {
             let daemon = shop.hive(&place, &["--containment", rung]);
             let mut command = place.command(&["--queen", &daemon.url(), "worker", "install", "ninja-built"]);
-            let keeper = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+            let keeper = command
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
             until("four compilers run", || match place.processes_of("sleep 1000").len() {
                 running if running >= 4 => Ok(()),
                 running => Err(format!("{running}")),
@@ -320,7 +327,8 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
     shop.recipe("elsewhere", QUICK, "");
     let toml = shop.folder.join("elsewhere/worker.toml");
     let text = std::fs::read_to_string(&toml).unwrap();
-    std::fs::write(&toml, text.replace(r#"platforms = ["linux", "macos"]"#, r#"platforms = ["plan9"]"#)).unwrap();
+    std::fs::write(&toml, text.replace(r#"platforms = ["linux", "macos"]"#, r#"platforms = ["plan9"]"#))
+        .unwrap();
     shop.recipe("needy", QUICK, "");
     let toml = shop.folder.join("needy/worker.toml");
     let text = std::fs::read_to_string(&toml).unwrap();
@@ -333,7 +341,11 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
     };
     let broken = failure("broken");
     assert_eq!(broken.code, Code::BuildFailed);
-    assert_eq!((&broken.details["phase"], &broken.details["exit"]), (&json!("build"), &json!(7)), "{broken:?}");
+    assert_eq!(
+        (&broken.details["phase"], &broken.details["exit"]),
+        (&json!("build"), &json!(7)),
+        "{broken:?}"
+    );
     assert!(broken.details["log"].to_string().contains("last words"), "{broken:?}");
     let log = broken.details["log_path"].as_str().unwrap();
     assert!(std::fs::read_to_string(log).unwrap().contains("first"));

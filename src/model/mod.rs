@@ -19,7 +19,7 @@ mod transfer;
 pub use digest::Digest;
 pub use fetch::Fetched;
 pub use hub::{Hub, HubError};
-pub use recipe::{HubFile, Kind, Package, Recipe};
+pub use recipe::{HubFile, Kind, Package, Packages, Recipe};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Settings, Store, StoreError, Stored};
 pub use transfer::Limits;

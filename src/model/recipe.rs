@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 /// The name of the model that is used when none is named.
 pub const DEFAULT: &str = "smollm2-135m-instruct";
 
-/// `(folder, text of its worker.toml)` of every folder in pkgbuilds/, by build.rs.
+/// `(folder, text of its worker.toml)` of every model in pkgbuilds/, by build.rs.
 mod embedded {
-    include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
+    include!(concat!(env!("OUT_DIR"), "/models.rs"));
 }
 
 /// A model, exactly: which bytes, and where they can be had.
@@ -25,8 +25,9 @@ pub struct Recipe {
     pub context: u32,
     pub size: u64,
     pub sha256: Digest,
-    pub hub: HubFile,
-    pub fallback: Option<Package>,
+    /// Where the hub has it; some models are only to be had as packages.
+    pub hub: Option<HubFile>,
+    pub fallback: Option<Packages>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -44,7 +45,16 @@ pub struct HubFile {
     pub file: String,
 }
 
-/// The same bytes inside a Python package.
+/// The same bytes inside Python packages, whose parts are joined in order.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packages {
+    /// What the model's file is called where the hub does not name it.
+    pub file: Option<String>,
+    pub parts: Vec<Package>,
+}
+
+/// One part, or the whole.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Package {
@@ -52,6 +62,16 @@ pub struct Package {
     pub pip: String,
     /// The path inside the wheel.
     pub member: String,
+}
+
+impl Packages {
+    /// What narration calls them.
+    pub fn label(&self) -> String {
+        match self.parts.as_slice() {
+            [whole] => format!("the Python package {}", whole.pip),
+            parts => format!("{} Python packages", parts.len()),
+        }
+    }
 }
 
 /// All models built in, by name.
@@ -90,7 +110,9 @@ mod tests {
             let recipe: Recipe = toml::from_str(text).unwrap_or_else(|e| panic!("{folder}: {e}"));
             assert_eq!(recipe.id, *folder);
             let is_commit = |c: &str| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit());
-            assert!(is_commit(&recipe.hub.revision), "{folder}: a revision that can move");
+            let is_fixed = recipe.hub.as_ref().is_none_or(|hub| is_commit(&hub.revision));
+            assert!(is_fixed, "{folder}: a revision that can move");
+            assert!(recipe.hub.is_some() || recipe.fallback.is_some(), "{folder}: nowhere to be had");
         }
         assert!(find(DEFAULT).is_some());
         assert!(find(&DEFAULT.to_uppercase()).is_some());

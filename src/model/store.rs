@@ -123,7 +123,7 @@ impl Store {
         let info = ModelInfo {
             id: reference.to_string(),
             reference: reference.to_string(),
-            revision: recipe.map(|recipe| recipe.hub.revision.clone()),
+            revision: recipe.and_then(|recipe| Some(recipe.hub.as_ref()?.revision.clone())),
             files: vec![ModelFile { name, size: header.file_bytes, sha256 }],
             size_bytes: header.file_bytes,
             architecture: header.architecture.clone(),

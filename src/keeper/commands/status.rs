@@ -32,7 +32,9 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     let nodes = capabilities(&server, &hives, render).await;
     let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
     if render.is_json() {
-        return render.value(&json!({"queen": info, "hives": hives, "jobs": jobs, "nodes": nodes})).map_err(writing);
+        return render
+            .value(&json!({"queen": info, "hives": hives, "jobs": jobs, "nodes": nodes}))
+            .map_err(writing);
     }
     let up = ago(info.started_at);
     let mut text =
