@@ -1,6 +1,10 @@
 //! The daemons as processes: configuration to options, lock, addresses, then the role, then an orderly end. Here alone
 //! queen and hive meet: `rbee serve` runs both, with the link between them over a pipe in memory.
 
+mod catalog;
+
+pub use catalog::catalog;
+
 use crate::config::Settings;
 use crate::daemon::{self, DaemonError, Lock, Notify};
 use crate::hive::{self, Hive};
@@ -39,6 +43,8 @@ pub enum ServeError {
     Queen(#[source] ClientError),
     #[error("reading or writing the node's id `{}`", path.display())]
     Node { path: std::path::PathBuf, source: std::io::Error },
+    #[error("reading --dir")]
+    Recipes(#[source] crate::catalog::FolderError),
     #[error("catching signals")]
     Signals(#[source] std::io::Error),
 }
