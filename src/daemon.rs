@@ -93,7 +93,12 @@ pub fn api_key(settings: &Settings) -> Result<Option<String>, DaemonError> {
     if let Some(key) = settings.text("api-key") {
         return Ok(Some(key.to_owned()));
     }
-    let Some(path) = settings.path("api-key-file") else { return Ok(None) };
+    key_file(settings, "api-key-file")
+}
+
+/// The key on the first line of the file that a flag names.
+pub fn key_file(settings: &Settings, flag: &str) -> Result<Option<String>, DaemonError> {
+    let Some(path) = settings.path(flag) else { return Ok(None) };
     let text = std::fs::read_to_string(path)
         .map_err(|source| DaemonError::KeyFile { path: path.to_owned(), source })?;
     match text.lines().next().map(str::trim) {

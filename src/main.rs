@@ -3,7 +3,7 @@
 use rbee::cli::{self, Action, Request, Role};
 use rbee::config::Settings;
 use rbee::exit::Exit;
-use rbee::serve::{self, Roles};
+use rbee::serve::{self, Roles, ServeError};
 use rbee::shutdown::{self, Shutdown};
 use rbee::wire::failure::chain;
 use rbee::{keeper, process, worker};
@@ -33,6 +33,7 @@ fn dispatch(settings: &Settings) -> Exit {
         Role::Queen => daemon(settings, Roles::Queen),
         Role::Hive => daemon(settings, Roles::Hive),
         Role::Worker => run_worker(settings),
+        Role::Catalog => catalog(settings),
         Role::Keeper => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
                 let exit = runtime.block_on(keeper::run(settings));
@@ -55,10 +56,18 @@ fn shim(positionals: &[String]) -> Exit {
 }
 
 fn daemon(settings: &Settings, roles: Roles) -> Exit {
+    serving(settings, serve::run(settings, roles))
+}
+
+fn catalog(settings: &Settings) -> Exit {
+    serving(settings, serve::catalog(settings))
+}
+
+fn serving(settings: &Settings, served: impl Future<Output = Result<(), ServeError>>) -> Exit {
     log(settings);
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DAEMON_THREADS_MAX));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    match runtime.map(|runtime| runtime.block_on(serve::run(settings, roles))) {
+    match runtime.map(|runtime| runtime.block_on(served)) {
         Ok(Ok(())) => Exit::Done,
         Ok(Err(error)) => fail(&error, Exit::Failed),
         Err(error) => fail(&error, Exit::Failed),

@@ -1,6 +1,10 @@
 //! The daemons as processes: configuration to options, lock, addresses, then the role, then an orderly end. Here alone
 //! queen and hive meet: `rbee serve` runs both, with the link between them over a pipe in memory.
 
+mod catalog;
+
+pub use catalog::catalog;
+
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::daemon::{self, DaemonError, Lock, Notify};
@@ -42,6 +46,8 @@ pub enum ServeError {
     Queen(#[source] ClientError),
     #[error("reading or writing the node's id `{}`", path.display())]
     Node { path: std::path::PathBuf, source: std::io::Error },
+    #[error("reading --dir")]
+    Recipes(#[source] crate::catalog::FolderError),
     #[error("catching signals")]
     Signals(#[source] std::io::Error),
 }
@@ -173,7 +179,8 @@ fn hive_options(
 ) -> Result<hive::Options, ServeError> {
     let queens: Result<Vec<Target>, ClientError> =
         settings.texts("queen").into_iter().map(|url| Ok(Target::parse(url)?.with_key(key))).collect();
-    let rung_max = settings.text("containment").map(str::to_owned);
+    let rung_max = settings.text("containment").map(|rung| rung.replace('-', " "));
+    let catalog_key = daemon::key_file(settings, "catalog-key-file")?;
     Ok(hive::Options {
         name,
         base_url,
@@ -196,7 +203,8 @@ fn hive_options(
             env: variables(),
             rung_max,
         },
-        catalog: Catalog::new(settings.text("catalog"), key).map_err(ServeError::Catalog)?,
+        catalog: Catalog::new(settings.text("catalog"), catalog_key.as_deref())
+            .map_err(ServeError::Catalog)?,
     })
 }
 

@@ -269,7 +269,7 @@ package() { :; }
         let place = Place::new();
         let shop = Shop::open(&place);
         shop.recipe("ninja-built", NINJA, "");
-        let rungs = ["pid namespace", "pinned group"];
+        let rungs = ["pid-namespace", "pinned-group"];
         for rung in rungs {
             let daemon = shop.hive(&place, &["--containment", rung]);
             let mut command = place.command(&["--queen", &daemon.url(), "worker", "install", "ninja-built"]);
@@ -346,8 +346,8 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
         (&json!("build"), &json!(7)),
         "{broken:?}"
     );
-    assert!(broken.details["log"].to_string().contains("last words"), "{broken:?}");
-    let log = broken.details["log_path"].as_str().unwrap();
+    assert!(broken.details["last_lines"].to_string().contains("last words"), "{broken:?}");
+    let log = broken.details["log"].as_str().unwrap();
     assert!(std::fs::read_to_string(log).unwrap().contains("first"));
     assert_eq!(failure("elsewhere").code, Code::PlatformUnsupported);
     let needy = failure("needy");

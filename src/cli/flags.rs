@@ -80,8 +80,23 @@ pub static MORE_QUEENS: Flag =
     Flag::new("queen", Url, "URL", "a further queen to dial, besides the one in this process").many();
 pub static ORPHAN_TTL: Flag =
     Flag::new("orphan-ttl", Duration, "DURATION", "how long workers outlive a hive that died").default("60s");
+pub static CONTAINMENT: Flag = Flag::new(
+    "containment",
+    Choice(&["cgroup", "pid-namespace", "pinned-group", "group"]),
+    "RUNG",
+    "the strongest means to hold builds and workers together",
+)
+.says("the best that this machine has");
 pub static MODELS_DIR: Flag =
     Flag::new("models-dir", Path, "DIR", "where model records lie").says("models/ in the state directory");
+pub static CATALOG: Flag =
+    Flag::new("catalog", Url, "URL", "the catalog of recipes to ask").says("the recipes that are built in");
+pub static CATALOG_KEY_FILE: Flag =
+    Flag::new("catalog-key-file", Path, "FILE", "a file that holds the key which that catalog asks for");
+pub static LISTEN_CATALOG: Flag =
+    Flag::new("listen", Address, "HOST:PORT", "where to listen").many().default("127.0.0.1:8787");
+pub static RECIPES_DIR: Flag =
+    Flag::new("dir", Path, "DIR", "a folder of recipes of one's own: DIR/<id>/{PKGBUILD,worker.toml}");
 pub static QUEUE: Flag =
     Flag::new("queue", Number { min: 0, max: 1_000_000 }, "N", "how many requests may wait for a slot")
         .default("512");

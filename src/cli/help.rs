@@ -19,6 +19,7 @@ pub(super) enum Length {
 const GROUPS: &[(Group, &str)] = &[
     (Group::Ask, "Ask"),
     (Group::Fleet, "Fleet"),
+    (Group::Engines, "Workers to install"),
     (Group::Models, "Models"),
     (Group::Jobs, "Jobs"),
     (Group::Daemons, "Daemons"),

@@ -39,6 +39,15 @@ pub enum Action {
     HiveGet,
     WorkerServe,
     WorkerSpawn,
+    WorkerAvailable,
+    WorkerInstalled,
+    WorkerGet,
+    WorkerDownload,
+    WorkerRemove,
+    WorkerProcessList,
+    WorkerProcessGet,
+    WorkerProcessDelete,
+    CatalogServe,
     WorkersList,
     WorkersGet,
     ModelDownload,
@@ -63,6 +72,7 @@ pub enum Role {
     Queen,
     Hive,
     Worker,
+    Catalog,
     Shim,
 }
 
@@ -71,6 +81,7 @@ pub enum Role {
 pub enum Group {
     Ask,
     Fleet,
+    Engines,
     Models,
     Jobs,
     Daemons,

@@ -23,6 +23,8 @@ const COMMAND: Command = Command {
 };
 
 const MODEL_REF: &[Positional] = &[required("REF", "which model")];
+const WORKER_ID: &[Positional] = &[required("ID", "which one: a recipe's id, or cpu, cuda, metal")];
+const PROCESS: &[Positional] = &[required("PID", "the process, by its number")];
 const JOB_ID: &[Positional] = &[required("ID", "the job's id")];
 
 pub static COMMANDS: &[Command] = &[
@@ -110,6 +112,77 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::WorkerAvailable,
+        path: &["worker", "available"],
+        aliases: &[&["worker", "catalog"]],
+        group: Group::Engines,
+        summary: "the workers that can be built and installed",
+        details: "From the hive's catalog (its --catalog), or from the recipes that are built in.",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerInstalled,
+        path: &["worker", "list"],
+        aliases: &[&["worker", "ls"], &["worker", "binary", "list"]],
+        group: Group::Engines,
+        summary: "the workers that a hive has installed",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerGet,
+        path: &["worker", "get"],
+        aliases: &[&["worker", "show"], &["worker", "binary", "get"]],
+        group: Group::Engines,
+        summary: "one worker: as it is installed, else as the catalog has it",
+        positionals: WORKER_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerDownload,
+        path: &["worker", "download"],
+        aliases: &[&["worker", "install"]],
+        group: Group::Engines,
+        summary: "fetch a worker's recipe and sources, build it, install it",
+        details: "What the build needs is looked for first. Ctrl-C stops it and leaves nothing behind; a version that was \
+                  installed stays until the new one is in its place.",
+        positionals: WORKER_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerRemove,
+        path: &["worker", "remove"],
+        aliases: &[&["worker", "rm"], &["worker", "binary", "delete"]],
+        group: Group::Engines,
+        summary: "remove an installed worker from the hive's disk",
+        positionals: WORKER_ID,
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerProcessList,
+        path: &["worker", "process", "list"],
+        aliases: &[&["worker", "process", "ls"]],
+        group: Group::Engines,
+        summary: "the processes that a hive has started",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerProcessGet,
+        path: &["worker", "process", "get"],
+        aliases: &[&["worker", "process", "show"]],
+        group: Group::Engines,
+        summary: "one process of a hive: command, memory, processor time",
+        positionals: PROCESS,
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkerProcessDelete,
+        path: &["worker", "process", "delete"],
+        group: Group::Engines,
+        summary: "end a process that the hive has started, and no other",
+        positionals: PROCESS,
+        ..COMMAND
+    },
+    Command {
         action: Action::ModelDownload,
         path: &["model", "download"],
         aliases: &[&["model", "pull"], &["model", "dl"], &["pull"]],
@@ -183,7 +256,10 @@ pub static COMMANDS: &[Command] = &[
             &QUEUE_WAIT,
             &IDLE_TTL,
             &ORPHAN_TTL,
+            &CONTAINMENT,
             &MODELS_DIR,
+            &CATALOG,
+            &CATALOG_KEY_FILE,
             &LOG_FORMAT,
             &DETACH,
             &NOTIFY_FD,
@@ -241,7 +317,10 @@ pub static COMMANDS: &[Command] = &[
             &NAME,
             &IDLE_TTL,
             &ORPHAN_TTL,
+            &CONTAINMENT,
             &MODELS_DIR,
+            &CATALOG,
+            &CATALOG_KEY_FILE,
             &LOG_FORMAT,
             &DETACH,
             &NOTIFY_FD,
@@ -294,6 +373,18 @@ pub static COMMANDS: &[Command] = &[
             &LEASE_FD,
         ],
         sections: &["worker"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::CatalogServe,
+        path: &["catalog", "serve"],
+        role: Role::Catalog,
+        group: Group::Daemons,
+        summary: "recipes of workers for other machines, and the source of this rbee",
+        details: "Serves the recipes that are built in and those in --dir, which come first. A bind beyond loopback needs \
+                  --api-key or --api-key-file; hives show it with --catalog-key-file.",
+        flags: &[&LISTEN_CATALOG, &RECIPES_DIR, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD],
+        sections: &["catalog"],
         ..COMMAND
     },
     Command {
@@ -373,10 +464,18 @@ pub fn role_words(program: &str) -> &'static [&'static str] {
         "rbee-queen" | "queen-rbee" => &["queen", "serve"],
         "rbee-hive" => &["hive", "serve"],
         "rbee-worker" | "llm-worker-rbee" => &["worker", "serve"],
+        "rbee-catalog" => &["catalog", "serve"],
         _ => &[],
     }
 }
 
 /// The names `rbee links` makes: those of `role_words`, and the keeper's.
-pub const LINK_NAMES: &[&str] =
-    &["rbee-keeper", "rbee-queen", "queen-rbee", "rbee-hive", "rbee-worker", "llm-worker-rbee"];
+pub const LINK_NAMES: &[&str] = &[
+    "rbee-keeper",
+    "rbee-queen",
+    "queen-rbee",
+    "rbee-hive",
+    "rbee-worker",
+    "llm-worker-rbee",
+    "rbee-catalog",
+];

@@ -81,7 +81,7 @@ pub async fn run(settings: &Settings) -> Exit {
 }
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    use commands::{daemons, hives, jobs, links, models, run, status, workers};
+    use commands::{daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers};
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
         Action::Status => status::status(settings, render).await,
@@ -92,6 +92,14 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::HiveList => hives::list(settings, render).await,
         Action::HiveGet => hives::get(settings, render).await,
         Action::WorkerSpawn => workers::spawn(settings, render).await,
+        Action::WorkerAvailable => worker::available(settings, render).await,
+        Action::WorkerInstalled => worker::list(settings, render).await,
+        Action::WorkerGet => worker::get(settings, render).await,
+        Action::WorkerDownload => worker::download(settings, render).await,
+        Action::WorkerRemove => worker::remove(settings, render).await,
+        Action::WorkerProcessList => worker_processes::list(settings, render).await,
+        Action::WorkerProcessGet => worker_processes::get(settings, render).await,
+        Action::WorkerProcessDelete => worker_processes::delete(settings, render).await,
         Action::WorkersList => workers::list(settings, render).await,
         Action::WorkersGet => workers::get(settings, render).await,
         Action::ModelDownload => models::download(settings, render).await,
@@ -107,6 +115,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         | Action::QueenServe
         | Action::HiveServe
         | Action::WorkerServe
+        | Action::CatalogServe
         | Action::Help
         | Action::Version
         | Action::Shim => Err(KeeperError::Usage("this command is not the keeper's".into())),

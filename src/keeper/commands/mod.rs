@@ -8,4 +8,6 @@ pub mod models;
 pub mod run;
 pub mod status;
 pub mod version;
+pub mod worker;
+pub mod worker_processes;
 pub mod workers;

@@ -20,7 +20,12 @@ fn named(settings: &Settings) -> Result<String, KeeperError> {
     Ok(reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string())
 }
 
-async fn ask(settings: &Settings, render: &Render, operation: HiveOperation) -> Result<Value, KeeperError> {
+/// Runs one operation on a hive; its result.
+pub(super) async fn ask(
+    settings: &Settings,
+    render: &Render,
+    operation: HiveOperation,
+) -> Result<Value, KeeperError> {
     let server = Server::of(settings)?;
     let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
     jobs.run(&json!(operation), &mut |_| Ok(())).await
