@@ -8,6 +8,7 @@ mod git;
 pub mod name;
 pub mod source;
 pub mod trust;
+pub mod unpack;
 
 pub use download::Limits;
 pub use errand::Errands;
