@@ -52,6 +52,7 @@ pub enum Action {
     Version,
     Help,
     Shim,
+    Unpack,
 }
 
 /// Which part of the program a command is.
@@ -64,6 +65,8 @@ pub enum Role {
     Hive,
     Worker,
     Shim,
+    /// Reads archives of strangers, confined.
+    Unpack,
 }
 
 /// The headings of `rbee help`, in order.
