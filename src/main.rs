@@ -6,7 +6,7 @@ use rbee::exit::Exit;
 use rbee::serve::{self, Roles, ServeError};
 use rbee::shutdown::{self, Shutdown};
 use rbee::wire::failure::chain;
-use rbee::{keeper, process, worker};
+use rbee::{keeper, pkgbuild, process, worker};
 use std::error::Error;
 
 /// Threads of a daemon's runtime: it relays, and its work is elsewhere.
@@ -19,6 +19,9 @@ fn main() -> Exit {
         Ok(Request::Help(text)) => print(&text),
         Ok(Request::Version { json }) => print(&keeper::commands::version::text(json)),
         Ok(Request::Command(parsed)) if parsed.command.action == Action::Shim => shim(&parsed.positionals),
+        Ok(Request::Command(parsed)) if parsed.command.action == Action::Unpack => {
+            unpack(&parsed.positionals)
+        }
         Ok(Request::Command(parsed)) => match Settings::of_process(parsed) {
             Ok(settings) => dispatch(&settings),
             Err(error) => fail(&error, Exit::Usage),
@@ -43,7 +46,7 @@ fn dispatch(settings: &Settings) -> Exit {
             }
             Err(error) => fail(&error, Exit::Failed),
         },
-        Role::Shim => Exit::Usage,
+        Role::Shim | Role::Unpack => Exit::Usage,
     }
 }
 
@@ -51,6 +54,14 @@ fn dispatch(settings: &Settings) -> Exit {
 fn shim(positionals: &[String]) -> Exit {
     match positionals {
         [record] if process::shim_main(record.as_ref()) == 0 => Exit::Done,
+        _ => Exit::Failed,
+    }
+}
+
+/// As bare as the shim: it reads what strangers have packed.
+fn unpack(positionals: &[String]) -> Exit {
+    match positionals {
+        [task] if pkgbuild::unpack::unpack_main(task.as_ref()) => Exit::Done,
         _ => Exit::Failed,
     }
 }

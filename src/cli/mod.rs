@@ -61,6 +61,7 @@ pub enum Action {
     Version,
     Help,
     Shim,
+    Unpack,
 }
 
 /// Which part of the program a command is.
@@ -74,6 +75,8 @@ pub enum Role {
     Worker,
     Catalog,
     Shim,
+    /// Reads archives of strangers, confined.
+    Unpack,
 }
 
 /// The headings of `rbee help`, in order.

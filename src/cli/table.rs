@@ -419,6 +419,15 @@ pub static COMMANDS: &[Command] = &[
         hidden: true,
         ..COMMAND
     },
+    Command {
+        action: Action::Unpack,
+        path: &["unpack"],
+        role: Role::Unpack,
+        summary: "unpack a build's sources; started by the hive",
+        positionals: &[required("PATH", "what to unpack, and where")],
+        hidden: true,
+        ..COMMAND
+    },
 ];
 
 /// The command with exactly this path, by its own name or an alias.

@@ -118,6 +118,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         | Action::CatalogServe
         | Action::Help
         | Action::Version
-        | Action::Shim => Err(KeeperError::Usage("this command is not the keeper's".into())),
+        | Action::Shim
+        | Action::Unpack => Err(KeeperError::Usage("this command is not the keeper's".into())),
     }
 }

@@ -4,6 +4,7 @@
 //! it is of the same file: by the server's own strong tag (`If-Range`), or because a sum will tell in the end.
 
 use super::trust::Trusted;
+use super::unpack::UnpackLimits;
 use crate::http::client::{self, ClientError, Target};
 use crate::http::range::content_range;
 use crate::http::url::{BadUrl, Url};
@@ -49,6 +50,7 @@ pub struct Limits {
     pub retry_after_max: Duration,
     /// One source.
     pub bytes_max: u64,
+    pub unpacked: UnpackLimits,
 }
 
 impl Default for Limits {
@@ -61,6 +63,7 @@ impl Default for Limits {
             pause_max: Duration::from_millis(3_200),
             retry_after_max: Duration::from_secs(120),
             bytes_max: 16 << 30,
+            unpacked: UnpackLimits::default(),
         }
     }
 }

@@ -30,6 +30,7 @@ mod stage;
 mod toolchain;
 mod trees;
 pub mod trust;
+pub mod unpack;
 mod work;
 
 pub use download::Limits;

@@ -1,21 +1,18 @@
-//! From `source=` to `$srcdir`: every source brought, verified, and laid where the recipe looks for it.
-//!
-//! As with makepkg a file lies in `$startdir` and `$srcdir` has a link to it, and archives are unpacked beside the link.
-//! Unlike there it is a copy: a build that writes to it must not change the download that other builds use.
+//! From `source=` to `$srcdir`: every source brought, verified, and laid where the recipe looks for it. `$startdir`, where
+//! makepkg has the files, has links to them.
 
 use super::Order;
 use super::download::Limits;
 use super::errand::Errands;
 use super::execute::Stop;
-use super::fetch::{self, FetchOrder, Fetched, Kept};
-use super::git;
+use super::fetch::{self, FetchOrder};
 use super::metadata::Metadata;
 use super::source::{self, Source};
 use super::trust::Trusted;
+use super::unpack;
 use super::work::Work;
 use crate::wire::job::JobEvent;
 use crate::wire::{Code, Failure};
-use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
@@ -67,28 +64,10 @@ pub(super) async fn sources(
         errands,
     };
     let fetched = fetch::fetch(&all, &fetching, tell).await?;
+    unpack::unpack(&fetched, &metadata.noextract, &work.sources, &fetching, tell).await?;
     for one in &fetched {
-        match &one.kept {
-            Kept::File(path) => lay(one, path, work).await?,
-            Kept::Git { mirror, commit } => {
-                git::check_out(one, mirror, commit, &work.sources, &fetching, tell).await?;
-            }
-        }
+        let link = symlink(Path::new("src").join(&one.name), work.start.join(&one.name));
+        link.map_err(|error| work.failed("linking sources in", &error))?;
     }
     Ok(())
-}
-
-/// The file into `$startdir`, a link to it into `$srcdir`.
-async fn lay(fetched: &Fetched, from: &Path, work: &Work) -> Result<(), Failure> {
-    let (to, link) = (work.start.join(&fetched.name), work.sources.join(&fetched.name));
-    let (from, is_ours) = (from.to_owned(), from.starts_with(&work.root));
-    let laid = tokio::task::spawn_blocking(move || -> io::Result<()> {
-        match is_ours {
-            true => std::fs::rename(&from, &to)?,
-            false => std::fs::copy(&from, &to).map(|_| ())?,
-        }
-        symlink(&to, &link)
-    });
-    let laid = laid.await.map_err(|error| Failure::internal(&error))?;
-    laid.map_err(|error| work.failed("laying sources into", &error))
 }

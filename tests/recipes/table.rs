@@ -341,11 +341,18 @@ package() { :; }"#,
         "source=(hello-1.0.tar.gz)\nnoextract=(hello-1.0.tar.gz)\nsha256sums=(SKIP)\npackage() { [[ ! -e hello-1.0 ]]; install -Dm644 hello-1.0.tar.gz \"$pkgdir/usr/h\"; }",
     ),
     same(
-        "a source is a link to the file in $startdir",
+        "a source is in $startdir, too",
         Built,
         r#"source=(a.txt)
 sha256sums=(SKIP)
-package() { [[ -L a.txt && $startdir/a.txt -ef a.txt ]]; install -Dm644 "$startdir/a.txt" "$pkgdir/usr/a"; }"#,
+package() { [[ $startdir/a.txt -ef a.txt ]]; install -Dm644 "$startdir/a.txt" "$pkgdir/usr/a"; }"#,
+    ),
+    differs(
+        "a source is a file, not a link to it",
+        Refused,
+        Built,
+        "sources are copied: a build that writes to one must not change the download that other builds use",
+        "source=(a.txt)\nsha256sums=(SKIP)\npackage() { [[ ! -L a.txt ]]; mkdir \"$pkgdir/usr\"; }",
     ),
     // git.
     same(
@@ -437,7 +444,7 @@ package() { install -Dm644 mine/file "$pkgdir/usr/file-$pkgver"; }"#,
         Built,
         Refused,
         "walls: a recipe writes below its own folder only",
-        "build() { touch /tmp/rbee-recipe-was-here; }\npackage() { mkdir \"$pkgdir/usr\"; }",
+        "build() { echo > @FIXTURES@/written; }\npackage() { mkdir \"$pkgdir/usr\"; }",
     ),
     differs(
         "the network in build()",
