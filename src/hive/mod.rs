@@ -29,6 +29,8 @@ pub use workers::Settings as WorkerSettings;
 pub struct Options {
     pub name: String,
     pub base_url: String,
+    /// Where its jobs' journals lie.
+    pub journals: std::path::PathBuf,
     pub queens: Vec<Target>,
     pub workers: WorkerSettings,
 }
@@ -55,7 +57,7 @@ impl Hive {
             node,
             workers,
             store,
-            jobs: Jobs::new(shutdown.clone()),
+            jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
             models_changed: watch::Sender::new(()),
             started_at: now_ms(),
             shutdown,
