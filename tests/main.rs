@@ -4,6 +4,7 @@
 
 mod cli;
 mod fleet;
+mod follow;
 mod guard;
 mod inference;
 mod jobs;

@@ -12,7 +12,7 @@ pub mod stream;
 mod table;
 
 pub use key::{HEADER as KEY_HEADER, Key};
-pub use table::{Cancelled, JOBS_RUNNING_MAX, Jobs};
+pub use table::{CANCEL_ANSWER_MAX, Cancelled, JOBS_RUNNING_MAX, Jobs};
 
 use crate::wire::fleet::now_ms;
 use crate::wire::job::{JobEvent, JobId, JobRecord, JobState, Receipt, Terminator};
