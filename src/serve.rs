@@ -84,7 +84,12 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             queue: settings.number("queue").unwrap_or(512),
             queue_wait: settings.duration("queue-wait").unwrap_or(Duration::from_secs(60)),
         };
-        let options = queen::Options { name: name.clone(), base_url: base_url.clone(), limits };
+        let options = queen::Options {
+            name: name.clone(),
+            base_url: base_url.clone(),
+            journals: dirs.jobs.join("queen"),
+            limits,
+        };
         Queen::new(options, shutdown.clone())
     });
     let hive = match roles {
@@ -184,6 +189,7 @@ fn hive_options(
     Ok(hive::Options {
         name,
         base_url,
+        journals: dirs.jobs.join("hive"),
         queens: queens.map_err(ServeError::Queen)?,
         workers: hive::WorkerSettings {
             shims: dirs.run.join("shims"),

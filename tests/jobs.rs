@@ -190,3 +190,119 @@ fn a_model_that_cannot_be_loaded_is_a_clear_error_and_no_daemon_dies_of_it() {
     assert_eq!(late.find("error").unwrap()["code"], "INVALID_MODEL", "{late:?}");
     assert_eq!(daemon.get("/health").status, 200);
 }
+
+/// What a stream says, byte for byte.
+fn told(daemon: &Daemon, id: &str, from: u64) -> String {
+    let answer = daemon.get(&format!("/v1/jobs/{id}/stream?from={from}"));
+    assert_eq!(answer.status, 200);
+    String::from_utf8(answer.body.to_vec()).unwrap()
+}
+
+fn post_once(daemon: &Daemon, operation: &Value) -> crate::support::node::Answer {
+    let mut ask = client::post("/v1/jobs", operation).unwrap();
+    ask.headers_mut().insert("idempotency-key", http::HeaderValue::from_static("once"));
+    daemon.request(ask)
+}
+
+#[test]
+fn jobs_survive_an_orderly_restart_and_a_kill_with_their_events_keys_and_receipts() {
+    let place = Place::with_model(&slow());
+    let (daemon, model) = served(&place);
+    let list = json!({"operation": "model_list"});
+    let keyed = post_once(&daemon, &list).json()["job_id"].as_str().unwrap().to_owned();
+    daemon.follow(&keyed).done();
+    let infer = json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 5});
+    // The first one tells of the load, too, and of that only the last word is journalled.
+    let cold = daemon.job(&infer);
+    let done = daemon.job(&infer);
+    let events = done.events.len() as u64;
+    let cancelled = start(&daemon, &endless(&model));
+    until("tokens come", || match told_tokens(&daemon, &cancelled) {
+        0 => Err("none".into()),
+        _ => Ok(()),
+    });
+    let receipt = delete(&daemon, &format!("/v1/jobs/{cancelled}")).json();
+    let record = daemon.get(&format!("/v1/jobs/{}", done.id)).json();
+    let whole = told(&daemon, &done.id, 0);
+    assert!(daemon.terminate().success());
+
+    let daemon = Daemon::start(&place, "serve", &["--name", "here"]);
+    assert_eq!(told(&daemon, &done.id, 0), whole);
+    let again = daemon.follow(&cold.id);
+    assert_eq!(again.done(), cold.done());
+    assert!(again.find("narration").unwrap()["message"].as_str().unwrap().contains("starting"), "{again:?}");
+    assert!(again.events.len() < cold.events.len());
+    assert!(told(&daemon, &done.id, events - 1).starts_with(&format!("id: {}\nevent: result\n", events - 1)));
+    assert_eq!(told(&daemon, &done.id, events), "data: [DONE]\n\n");
+    assert!(told(&daemon, &done.id, u64::MAX).starts_with(&format!("id: {}\nevent: result\n", events - 1)));
+    assert_eq!(daemon.get(&format!("/v1/jobs/{}", done.id)).json(), record);
+    assert_eq!(
+        delete(&daemon, &format!("/v1/jobs/{cancelled}")).json(),
+        receipt,
+        "the receipt of the first cancel"
+    );
+    assert_eq!(daemon.follow(&cancelled).terminator, Terminator::Cancelled);
+    assert_eq!(post_once(&daemon, &list).json()["job_id"], keyed.as_str(), "the key is still known");
+    let other = post_once(&daemon, &json!({"operation": "status"}));
+    assert_eq!((other.status, &other.failure().details["job_id"]), (409, &json!(keyed)));
+
+    // A kill in the middle of an answer: the job ends as what it is.
+    let killed = start(&daemon, &endless(&model));
+    until("tokens come", || match told_tokens(&daemon, &killed) {
+        0..5 => Err("too few".into()),
+        _ => Ok(()),
+    });
+    daemon.kill9();
+    let daemon = Daemon::start(&place, "serve", &["--name", "here"]);
+    let interrupted = daemon.follow(&killed);
+    let Terminator::Error(message) = &interrupted.terminator else { panic!("{interrupted:?}") };
+    assert_eq!(interrupted.find("error").unwrap()["message"], message.as_str());
+    assert_eq!(daemon.get(&format!("/v1/jobs/{killed}")).json()["state"], "interrupted");
+    let refused = delete(&daemon, &format!("/v1/jobs/{killed}"));
+    assert_eq!((refused.status, &refused.failure().details["state"]), (409, &json!("interrupted")));
+    assert_eq!(told(&daemon, &done.id, 0), whole, "the older ones are as they were");
+    let ids: Vec<Value> = daemon.get("/v1/jobs").json()["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| job["job_id"].clone())
+        .collect();
+    assert_eq!(ids[..3], [json!(killed), json!(cancelled), json!(done.id)], "the newest first");
+    // The hive of the same process has journals of its own.
+    for role in ["queen", "hive"] {
+        assert!(place.state().join("jobs").join(role).read_dir().unwrap().count() > 0, "{role}");
+    }
+}
+
+/// Tokens that a running job has told so far.
+fn told_tokens(daemon: &Daemon, id: &str) -> u64 {
+    let record = daemon.get(&format!("/v1/jobs/{id}")).json();
+    assert_eq!(record["state"], "running", "{record}");
+    // What is not a token is a handful.
+    record["events"].as_u64().unwrap().saturating_sub(10)
+}
+
+#[test]
+fn a_hives_own_jobs_are_asked_for_at_its_address_also_after_its_restart() {
+    let place = Place::new();
+    let hive = Daemon::start(&place, "hive serve", &[]);
+    let model = hive.register(&place, None);
+    let rbee = |hive: &Daemon, args: &[&str]| {
+        let output = place.rbee(&[args, &["--hive", &hive.url()]].concat());
+        (output.status.code(), crate::support::node::said(&output))
+    };
+    let job = hive.job(&json!({"operation": "model_get", "id": model}));
+    let before = rbee(&hive, &["job", "follow", &job.id]);
+    assert_eq!(before.0, Some(0), "{before:?}");
+    assert!(before.1.0.contains("\"context_length\":2048"), "{before:?}");
+    hive.kill9();
+    let hive = Daemon::start(&place, "hive serve", &[]);
+    assert_eq!(rbee(&hive, &["job", "follow", &job.id]).1.0, before.1.0);
+    let (code, (listed, _)) = rbee(&hive, &["job", "list"]);
+    assert!(code == Some(0) && listed.contains(&job.id) && listed.contains("done"), "{listed}");
+    let (code, (record, _)) = rbee(&hive, &["job", "get", &job.id, "--json"]);
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!((code, &record["result"]["context_length"]), (Some(0), &json!(2048)));
+    let (code, (_, said)) = rbee(&hive, &["job", "cancel", &job.id]);
+    assert!(code == Some(1) && said.contains("already ended as done"), "{said}");
+}

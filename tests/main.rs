@@ -5,6 +5,7 @@
 mod builds;
 mod cli;
 mod fleet;
+mod follow;
 mod guard;
 mod inference;
 mod jobs;

@@ -40,6 +40,8 @@ pub use workers::Settings as WorkerSettings;
 pub struct Options {
     pub name: String,
     pub base_url: String,
+    /// Where its jobs' journals lie.
+    pub journals: std::path::PathBuf,
     pub queens: Vec<Target>,
     pub workers: WorkerSettings,
     /// Installed engines, a folder each.
@@ -77,7 +79,7 @@ impl Hive {
             builds: Arc::new(builds),
             catalog: Arc::new(options.catalog.clone()),
             store,
-            jobs: Jobs::new(shutdown.clone()),
+            jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
             models_changed: watch::Sender::new(()),
             started_at: now_ms(),
             shutdown,

@@ -84,13 +84,15 @@ impl Service for Routes {
 }
 
 async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Failure> {
-    let key = request.header("idempotency-key").map(str::to_owned);
+    let key = request.header(crate::job::KEY_HEADER).map(str::to_owned);
     let given = request.header(JOB_ID_HEADER).filter(|_| request.peer == Peer::Link);
     let id = match given {
         Some(id) => id.parse::<JobId>().map_err(|_| Failure::invalid(format!("`{id}` is no job's id")))?,
         None => JobId::fresh(),
     };
-    let body: Value = request.json(request::CONTROL_BYTES_MAX).await?;
+    let bytes = request.json_bytes(request::CONTROL_BYTES_MAX).await?;
+    let key = crate::job::Key::read(key.as_deref(), &bytes)?;
+    let body: Value = request::parse(&bytes)?;
     let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
     if !HiveOperation::NAMES.contains(&name.as_str()) {
         return Err(Failure::invalid(format!(
@@ -101,10 +103,10 @@ async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Fail
     let operation: HiveOperation = serde_json::from_value(body)
         .map_err(|error| Failure::invalid(format!("the operation does not read: {error}")))?;
     let runner = hive.clone();
-    let job = hive.jobs.start_as(id, operation.name(), key.as_deref(), |context| {
-        operations::run(runner, operation, context)
-    })?;
-    Ok(crate::job::routes::accepted(&job))
+    let job = hive
+        .jobs
+        .start_as(id, operation.name(), key, |context| operations::run(runner, operation, context))?;
+    Ok(crate::job::routes::accepted(&job).await)
 }
 
 /// A worker's own route. What generates is counted as a busy slot until its last byte has been taken over.

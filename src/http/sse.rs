@@ -84,8 +84,13 @@ pub fn encode(id: Option<u64>, name: Option<&str>, data: &str) -> Bytes {
 
 /// A stream and its sending end.
 pub fn channel() -> (Sender, Response) {
+    channel_kept_alive(KEEP_ALIVE)
+}
+
+/// The same, with another pause between comments.
+pub fn channel_kept_alive(every: Duration) -> (Sender, Response) {
     let (sender, events) = mpsc::channel(EVENTS_PENDING_MAX);
-    let alive = tokio::time::interval_at(tokio::time::Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
+    let alive = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     let mut response = Response::new(Stream { events, alive }.boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

@@ -1,33 +1,29 @@
 //! Jobs: everything that takes longer than a request should. A job starts at once, whoever watches; its events can be
-//! replayed from any point by any number of readers; a client that leaves detaches, and only a cancel cancels.
+//! replayed from any point by any number of readers, also after a restart of the daemon; a client that leaves detaches, and
+//! only a cancel cancels.
 //!
 //! The rule that the rest hangs on: a job's future is never dropped. A cancel sets a token, the handler notices, cleans
 //! up and returns a receipt, and only then is the job `cancelled`. So a receipt tells what has happened, not what was asked.
 
+pub mod journal;
+mod key;
 pub mod progress;
 pub mod routes;
 pub mod stream;
+mod table;
 
-use crate::shutdown::Shutdown;
+pub use key::{HEADER as KEY_HEADER, Key};
+pub use table::{CANCEL_ANSWER_MAX, Cancelled, JOBS_RUNNING_MAX, Jobs};
+
 use crate::wire::fleet::now_ms;
 use crate::wire::job::{JobEvent, JobId, JobRecord, JobState, Receipt, Terminator};
 use crate::wire::{Code, Failure};
 use serde_json::Value;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use stream::EventLog;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// Jobs at work at once; one more is refused.
-pub const JOBS_RUNNING_MAX: usize = 1_024;
-/// Ended jobs kept for late readers; the oldest go first.
-pub const JOBS_ENDED_MAX: usize = 1_024;
-/// How long a cancel waits for the job's cleanup before it answers 202: the longest grace of a build, and 3 s.
-pub const CANCEL_ANSWER_MAX: Duration = Duration::from_secs(5);
-/// The longest idempotency key.
-pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// How a handler ended.
 #[derive(Debug)]
@@ -49,11 +45,9 @@ impl From<Result<Value, Failure>> for Outcome {
 
 #[derive(Debug)]
 struct End {
-    state: JobState,
-    at: u64,
+    told: journal::End,
+    /// None, too, where only the journal has it.
     result: Option<Value>,
-    error: Option<Failure>,
-    receipt: Option<Receipt>,
 }
 
 #[derive(Debug)]
@@ -63,19 +57,38 @@ pub struct Job {
     /// Its place in the order of starts: ids of one millisecond do not tell.
     number: u64,
     created_at: u64,
-    log: EventLog,
+    key: Option<Key>,
+    events: Mutex<Events>,
+    /// Its handler waits for its turn.
+    waiting: AtomicBool,
     cancel: CancellationToken,
     /// A person asked for the cancel, as against a shutdown.
     asked: CancellationToken,
     /// Set by a second cancel: no more grace.
     now: CancellationToken,
     end: watch::Sender<Option<Arc<End>>>,
+    journal: Option<Journalled>,
+}
+
+#[derive(Debug)]
+enum Events {
+    Here(EventLog),
+    /// In the journal, and with whoever reads them now.
+    Journalled(Weak<journal::Loaded>),
+}
+
+/// A job's journal: what is being written, or what an earlier life has left.
+#[derive(Debug)]
+enum Journalled {
+    Writing(Arc<journal::Entry>),
+    Found { bytes: u64 },
 }
 
 /// What a handler holds: where to tell, and when to stop.
 #[derive(Debug, Clone)]
 pub struct Context {
     job: Arc<Job>,
+    log: EventLog,
 }
 
 impl Context {
@@ -84,11 +97,41 @@ impl Context {
     }
 
     pub fn emit(&self, event: JobEvent) {
-        self.job.log.push(event);
+        self.log.push(event);
+        if let Some(Journalled::Writing(entry)) = &self.job.journal {
+            entry.touch();
+        }
     }
 
     pub fn narrate(&self, action: &str, message: impl Into<String>) {
         self.emit(JobEvent::narrate(action, message));
+    }
+
+    /// The handler waits for its turn: the job is `queued` until [`Context::running`].
+    pub fn waiting(&self, why: impl Into<String>) {
+        self.job.waiting.store(true, Ordering::Relaxed);
+        self.narrate("queued", why);
+    }
+
+    pub fn running(&self) {
+        self.job.waiting.store(false, Ordering::Relaxed);
+    }
+
+    /// Waits for a turn as a `queued` job; nothing if the job is to end first. A turn that is there already is taken without
+    /// a word.
+    pub async fn turn<T>(&self, why: impl Into<String>, turn: impl Future<Output = T>) -> Option<T> {
+        let mut turn = std::pin::pin!(turn);
+        tokio::select! {
+            // A job that was cancelled takes no turn, and a free one is no waiting.
+            biased;
+            () = self.token().cancelled() => return None,
+            taken = &mut turn => return Some(taken),
+            () = std::future::ready(()) => {}
+        }
+        self.waiting(why);
+        let taken = self.token().run_until_cancelled(turn).await;
+        self.running();
+        taken
     }
 
     /// Ends when the handler should clean up and return [`Outcome::Cancelled`].
@@ -103,23 +146,34 @@ impl Context {
 }
 
 impl Job {
-    pub fn record(&self) -> JobRecord {
+    /// All but the result.
+    pub fn summary(&self) -> JobRecord {
         let end = self.end.borrow().clone();
+        let told = end.as_ref().map(|end| &end.told);
+        let begun = if self.waiting.load(Ordering::Relaxed) { JobState::Queued } else { JobState::Running };
+        let events = match &*self.events() {
+            Events::Here(log) => log.next_seq(),
+            Events::Journalled(_) => told.map_or(0, |end| end.events),
+        };
         JobRecord {
             job_id: self.id,
             operation: self.operation.clone(),
-            state: end.as_ref().map_or(JobState::Running, |end| end.state),
+            state: told.map_or(begun, |end| end.state),
             created_at: self.created_at,
-            ended_at: end.as_ref().map(|end| end.at),
-            events: self.log.next_seq(),
-            result: end.as_ref().and_then(|end| end.result.clone()),
-            error: end.as_ref().and_then(|end| end.error.clone()),
-            receipt: end.as_ref().and_then(|end| end.receipt.clone()),
+            ended_at: told.map(|end| end.at),
+            events,
+            result: None,
+            error: told.and_then(|end| end.error.clone()),
+            receipt: told.and_then(|end| end.receipt.clone()),
         }
     }
 
-    pub fn reader(&self, from: u64) -> stream::Reader {
-        self.log.reader(from)
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().expect("no holder of a job's events panics")
+    }
+
+    fn has_ended(&self) -> bool {
+        self.end.borrow().is_some()
     }
 
     async fn ended(&self) -> Arc<End> {
@@ -128,7 +182,46 @@ impl Job {
         end.expect("a job's sender lives in the job, and it ends by being set")
     }
 
-    fn finish(&self, outcome: Outcome) {
+    /// Waits until a kill of the daemon would no longer make this job unknown.
+    pub async fn recorded(&self) {
+        if let Some(Journalled::Writing(entry)) = &self.journal {
+            entry.recorded().await;
+        }
+    }
+
+    /// Roughly the memory that its events and its result take.
+    fn memory_bytes(&self) -> usize {
+        match &*self.events() {
+            // The log counts the result with the events.
+            Events::Here(log) => log.bytes(),
+            Events::Journalled(_) => 0,
+        }
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        match &self.journal {
+            Some(Journalled::Writing(entry)) => entry.bytes(),
+            Some(Journalled::Found { bytes }) => *bytes,
+            None => 0,
+        }
+    }
+
+    /// Leaves the events to the journal, if that has them; tells whether it has. Whoever reads them now reads on.
+    fn release(&self) -> bool {
+        match &self.journal {
+            Some(Journalled::Writing(entry)) if entry.is_whole() => {
+                *self.events() = Events::Journalled(Weak::new());
+                self.end.send_modify(|end| {
+                    *end = end.as_ref().map(|end| Arc::new(End { told: end.told.clone(), result: None }));
+                });
+                true
+            }
+            Some(Journalled::Found { .. }) => true,
+            _ => false,
+        }
+    }
+
+    fn finish(&self, log: &EventLog, outcome: Outcome) {
         let (state, result, error, receipt) = match outcome {
             Outcome::Done(value) => (JobState::Done, Some(value), None, None),
             Outcome::Failed(failure) => (JobState::Failed, None, Some(failure), None),
@@ -141,191 +234,24 @@ impl Job {
             }
         };
         if let Some(value) = &result {
-            self.log.push(JobEvent::Result(value.clone()));
+            log.push(JobEvent::Result(value.clone()));
         }
         if let Some(failure) = &error {
-            self.log.push(JobEvent::Error(failure.clone()));
+            log.push(JobEvent::Error(failure.clone()));
         }
-        let terminator = match (&error, state) {
-            (Some(failure), _) => Terminator::Error(failure.message.clone()),
-            (None, JobState::Cancelled) => Terminator::Cancelled,
-            (None, _) => Terminator::Done,
+        let told = journal::End { state, at: now_ms(), events: log.next_seq(), error, receipt };
+        let terminator: Terminator = told.terminator();
+        let journal = match &self.journal {
+            Some(Journalled::Writing(entry)) => Some((entry, told.clone())),
+            _ => None,
         };
         // The state first: whoever has read the terminator must not be told that the job still runs.
-        self.end.send_replace(Some(Arc::new(End { state, at: now_ms(), result, error, receipt })));
-        self.log.end(terminator);
-    }
-}
-
-/// What a cancel came to.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Cancelled {
-    /// Cleaned up; the receipt tells what.
-    Clean(Receipt),
-    /// Still cleaning up after [`CANCEL_ANSWER_MAX`].
-    Pending,
-}
-
-/// All jobs of one daemon.
-#[derive(Debug, Clone)]
-pub struct Jobs {
-    table: Arc<Mutex<Table>>,
-    shutdown: Shutdown,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    started: u64,
-    jobs: HashMap<JobId, Arc<Job>>,
-    keys: HashMap<String, JobId>,
-}
-
-impl Jobs {
-    /// Jobs whose handlers are told to clean up when the shutdown stops.
-    pub fn new(shutdown: Shutdown) -> Self {
-        Jobs { table: Arc::default(), shutdown }
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of the table panics")
-    }
-
-    /// Starts a job, or gives the one that the idempotency key already started.
-    pub fn start<H, F>(&self, operation: &str, key: Option<&str>, handler: H) -> Result<Arc<Job>, Failure>
-    where
-        H: FnOnce(Context) -> F,
-        F: Future<Output = Outcome> + Send + 'static,
-    {
-        self.start_as(JobId::fresh(), operation, key, handler)
-    }
-
-    /// The same under an id that somebody else gave: a job that is relayed has one on both sides.
-    pub fn start_as<H, F>(
-        &self,
-        id: JobId,
-        operation: &str,
-        key: Option<&str>,
-        handler: H,
-    ) -> Result<Arc<Job>, Failure>
-    where
-        H: FnOnce(Context) -> F,
-        F: Future<Output = Outcome> + Send + 'static,
-    {
-        if self.shutdown.is_draining() {
-            return Err(Failure::new(
-                Code::ShuttingDown,
-                "this daemon is shutting down and takes no new jobs",
-            ));
-        }
-        let cancel = self.shutdown.token();
-        let number = {
-            let mut table = self.table();
-            table.started += 1;
-            table.started
-        };
-        let job = Arc::new(Job {
-            id,
-            operation: operation.to_owned(),
-            number,
-            created_at: now_ms(),
-            log: EventLog::default(),
-            asked: CancellationToken::new(),
-            now: CancellationToken::new(),
-            cancel,
-            end: watch::Sender::new(None),
-        });
-        if let Some(existing) = self.enter(&job, key)? {
-            return Ok(existing);
-        }
-        let work = handler(Context { job: job.clone() });
-        let running = job.clone();
-        self.shutdown.spawn(async move {
-            // A task of its own, so that a panic is a failed job and not a lost one.
-            let outcome = tokio::spawn(work).await.unwrap_or_else(|error| {
-                Outcome::Failed(Failure::new(Code::Internal, format!("the job's handler broke: {error}")))
-            });
-            running.finish(outcome);
-        });
-        Ok(job)
-    }
-
-    fn enter(&self, job: &Arc<Job>, key: Option<&str>) -> Result<Option<Arc<Job>>, Failure> {
-        let mut table = self.table();
-        if let Some(key) = key {
-            if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
-                return Err(Failure::invalid(format!(
-                    "an idempotency key has at most {IDEMPOTENCY_KEY_BYTES_MAX} bytes"
-                )));
-            }
-            if let Some(existing) = table.keys.get(key).and_then(|id| table.jobs.get(id)) {
-                return Ok(Some(existing.clone()));
-            }
-        }
-        if table.jobs.contains_key(&job.id) {
-            return Err(Failure::new(Code::Conflict, format!("there is a job {} already", job.id)));
-        }
-        let ended = table.jobs.values().filter(|job| job.end.borrow().is_some());
-        let mut ended: Vec<(u64, JobId)> = ended.map(|job| (job.number, job.id)).collect();
-        if table.jobs.len() - ended.len() >= JOBS_RUNNING_MAX {
-            return Err(Failure::new(
-                Code::TooManyRequests,
-                format!("{JOBS_RUNNING_MAX} jobs are running already; wait for one to end"),
-            )
-            .with(serde_json::json!({"retry_after": 1})));
-        }
-        if ended.len() >= JOBS_ENDED_MAX {
-            ended.sort_unstable();
-            for (_, id) in &ended[..=ended.len() - JOBS_ENDED_MAX] {
-                table.jobs.remove(id);
-            }
-            let Table { jobs, keys, .. } = &mut *table;
-            keys.retain(|_, id| jobs.contains_key(id));
-        }
-        table.jobs.insert(job.id, job.clone());
-        if let Some(key) = key {
-            table.keys.insert(key.to_owned(), job.id);
-        }
-        Ok(None)
-    }
-
-    pub fn get(&self, id: &str) -> Result<Arc<Job>, Failure> {
-        let unknown = || Failure::new(Code::JobNotFound, format!("there is no job {id} here"));
-        let parsed: JobId = id.parse().map_err(|_| unknown())?;
-        self.table().jobs.get(&parsed).cloned().ok_or_else(unknown)
-    }
-
-    /// All jobs, the newest first.
-    pub fn list(&self) -> Vec<JobRecord> {
-        let mut jobs: Vec<Arc<Job>> = self.table().jobs.values().cloned().collect();
-        jobs.sort_unstable_by_key(|job| std::cmp::Reverse(job.number));
-        jobs.iter().map(|job| job.record()).collect()
-    }
-
-    /// Asks a job to end and waits for its cleanup. Idempotent: a second call gets the same receipt, and while the cleanup
-    /// still runs it also takes away the grace.
-    pub async fn cancel(&self, id: &str) -> Result<Cancelled, Failure> {
-        let job = self.get(id)?;
-        let was_running = job.end.borrow().is_none();
-        if was_running {
-            if job.asked.is_cancelled() {
-                job.now.cancel();
-            }
-            job.asked.cancel();
-            job.cancel.cancel();
-        }
-        let Ok(end) = tokio::time::timeout(CANCEL_ANSWER_MAX, job.ended()).await else {
-            return Ok(Cancelled::Pending);
-        };
-        match (&end.receipt, end.state) {
-            (Some(receipt), JobState::Cancelled) => Ok(Cancelled::Clean(receipt.clone())),
-            (_, state) => {
-                let name = serde_json::to_value(state).unwrap_or_default();
-                Err(Failure::new(
-                    Code::Conflict,
-                    format!("the job had already ended as {}", name.as_str().unwrap_or("ended")),
-                )
-                .with(serde_json::json!({ "state": state })))
-            }
+        self.end.send_replace(Some(Arc::new(End { told, result })));
+        // The journal's end before the terminator: the writer, who reads the one, must find the other.
+        if let Some((entry, told)) = journal {
+            entry.end(told, log, terminator);
+        } else {
+            log.end(terminator);
         }
     }
 }
@@ -333,7 +259,8 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::job::Level;
+    use crate::shutdown::Shutdown;
+    use table::JOBS_ENDED_MAX;
 
     fn jobs() -> Jobs {
         Jobs::new(Shutdown::new())
@@ -344,6 +271,7 @@ mod tests {
         let jobs = jobs();
         let job = jobs
             .start("wait", None, |ctx| async move {
+                ctx.narrate("begin", "begun");
                 ctx.token().cancelled().await;
                 tokio::task::yield_now().await;
                 ctx.narrate("cleanup", "cleaned");
@@ -351,14 +279,13 @@ mod tests {
             })
             .unwrap();
         let id = job.id.to_string();
+        let mut reader = jobs.reader(&job, 0).await.unwrap();
+        assert_eq!(reader.next().await, stream::Step::Event(0, JobEvent::narrate("begin", "begun")));
         let Cancelled::Clean(receipt) = jobs.cancel(&id).await.unwrap() else { panic!("not clean") };
         assert_eq!(receipt.processes_reaped, 3);
-        assert_eq!(job.record().state, JobState::Cancelled);
+        assert_eq!(job.summary().state, JobState::Cancelled);
         assert_eq!(jobs.cancel(&id).await.unwrap(), Cancelled::Clean(receipt));
-        let mut reader = job.reader(0);
-        let narration =
-            JobEvent::Narration { action: "cleanup".into(), message: "cleaned".into(), level: Level::Info };
-        assert_eq!(reader.next().await, stream::Step::Event(0, narration));
+        assert_eq!(reader.next().await, stream::Step::Event(1, JobEvent::narrate("cleanup", "cleaned")));
         assert_eq!(reader.next().await, stream::Step::End(Terminator::Cancelled));
     }
 
@@ -377,7 +304,7 @@ mod tests {
         let jobs = jobs();
         let job = jobs.start("broken", None, |_| async { panic!("boom") }).unwrap();
         job.ended().await;
-        let mut reader = job.reader(0);
+        let mut reader = jobs.reader(&job, 0).await.unwrap();
         assert!(matches!(reader.next().await, stream::Step::Event(0, JobEvent::Error(_))));
         assert!(matches!(reader.next().await, stream::Step::End(Terminator::Error(_))));
     }
@@ -394,15 +321,21 @@ mod tests {
             .unwrap();
         shutdown.stop();
         job.ended().await;
-        assert_eq!(job.record().state, JobState::Interrupted);
+        assert_eq!(job.summary().state, JobState::Interrupted);
         assert!(jobs.start("late", None, |_| async { Outcome::Done(Value::Null) }).is_err());
     }
 
     #[tokio::test]
     async fn an_idempotency_key_gives_the_first_job_again() {
         let jobs = jobs();
-        let start = || jobs.start("once", Some("k"), |_| async { Outcome::Done(Value::Null) }).unwrap().id;
-        assert_eq!(start(), start());
+        let start = |body: &str| {
+            let key = Key::read(Some("k"), body.as_bytes()).unwrap();
+            jobs.start("once", key, |_| async { Outcome::Done(Value::Null) }).map(|job| job.id)
+        };
+        let first = start("{}").unwrap();
+        assert_eq!(start("{}").unwrap(), first);
+        let other = start("{\"other\":1}").unwrap_err();
+        assert_eq!((other.code, &other.details["job_id"]), (Code::Conflict, &serde_json::json!(first)));
     }
 
     #[tokio::test]
@@ -416,5 +349,82 @@ mod tests {
         }
         assert_eq!(jobs.list().len(), JOBS_ENDED_MAX);
         assert!(jobs.get(&first.unwrap().to_string()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_cancel_before_the_handler_began_leaves_it_unbegun() {
+        let jobs = jobs();
+        let began = Arc::new(AtomicBool::new(false));
+        let seen = began.clone();
+        let handler = move |_| async move {
+            seen.store(true, Ordering::Relaxed);
+            Outcome::Done(Value::Null)
+        };
+        // One thread, so nothing of the job has run when the cancel comes.
+        let job = jobs.start("never", None, handler).unwrap();
+        assert!(matches!(jobs.cancel(&job.id.to_string()).await.unwrap(), Cancelled::Clean(_)));
+        assert!(!began.load(Ordering::Relaxed));
+        assert_eq!(job.summary().state, JobState::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn a_cleanup_that_lasts_is_pending_and_told_when_it_is_done() {
+        let mut jobs = jobs();
+        jobs.cancel_answer_max = std::time::Duration::from_millis(20);
+        let job = jobs
+            .start("slow", None, |ctx| async move {
+                // Only a second cancel, which takes the grace away, ends this cleanup.
+                ctx.hurry().cancelled().await;
+                Outcome::Cancelled(Receipt { ms: 7, ..Receipt::default() })
+            })
+            .unwrap();
+        let id = job.id.to_string();
+        // Begun, so that there is something to clean up.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        assert_eq!(jobs.cancel(&id).await.unwrap(), Cancelled::Pending);
+        let Cancelled::Clean(receipt) = jobs.cancel(&id).await.unwrap() else { panic!("not clean") };
+        assert_eq!(receipt.ms, 7);
+        assert_eq!(jobs.cancel(&id).await.unwrap(), Cancelled::Clean(receipt), "and so for ever");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_waits_for_its_turn_is_queued_and_runs_when_it_has_it() {
+        let jobs = jobs();
+        let turns = Arc::new(tokio::sync::Semaphore::new(0));
+        let (free, theirs) = (turns.clone(), turns.clone());
+        let job = jobs
+            .start("build", None, |ctx| async move {
+                let Some(turn) = ctx.turn("one build before this one", theirs.acquire()).await else {
+                    return Outcome::Cancelled(Receipt::default());
+                };
+                drop(turn);
+                ctx.token().cancelled().await;
+                Outcome::Cancelled(Receipt::default())
+            })
+            .unwrap();
+        let mut reader = jobs.reader(&job, 0).await.unwrap();
+        let waits = JobEvent::narrate("queued", "one build before this one");
+        assert_eq!(reader.next().await, stream::Step::Event(0, waits));
+        assert_eq!(job.summary().state, JobState::Queued);
+        free.add_permits(1);
+        while job.summary().state == JobState::Queued {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(job.summary().state, JobState::Running);
+        jobs.cancel(&job.id.to_string()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_free_is_taken_without_a_word() {
+        let jobs = jobs();
+        let job = jobs
+            .start("build", None, |ctx| async move {
+                Outcome::Done(Value::from(ctx.turn("never said", async { 3 }).await))
+            })
+            .unwrap();
+        job.ended().await;
+        assert_eq!(jobs.record(&job).await.unwrap().result, Some(Value::from(3)));
+        assert_eq!(job.summary().events, 1);
     }
 }

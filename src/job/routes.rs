@@ -1,12 +1,12 @@
 //! The jobs family of routes, the same on queen and hive. What an operation starts is the role's own; the rest is here.
 
-use super::stream::Step;
+use super::stream::{Reader, Step};
 use super::{Cancelled, Job, Jobs};
 use crate::http::router::{Params, Route};
 use crate::http::{Request, Response, reply, sse};
 use crate::wire::Failure;
 use crate::wire::job::{JobAccepted, JobCancelled, JobEvent};
-use std::sync::Arc;
+use std::time::Duration;
 
 /// What can be asked of existing jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +37,11 @@ pub async fn serve(
     let id = params.get(0);
     match endpoint {
         Endpoint::List => Ok(reply::json(&serde_json::json!({ "jobs": jobs.list() }))),
-        Endpoint::Get => Ok(reply::json(&jobs.get(id)?.record())),
+        Endpoint::Get => Ok(reply::json(&jobs.record(&*jobs.get(id)?).await?)),
         Endpoint::Stream => {
+            let from = first_wanted(request.query("from").as_deref(), request.header("last-event-id"))?;
             let job = jobs.get(id)?;
-            Ok(follow(job, first_wanted(request)?))
+            Ok(follow(jobs.reader(&job, from).await?, jobs.keep_alive))
         }
         Endpoint::Cancel => {
             let job_id = jobs.get(id)?.id;
@@ -54,30 +55,30 @@ pub async fn serve(
     }
 }
 
-pub fn accepted(job: &Job) -> Response {
+/// The answer to a POST, given when the job's record would survive a kill of the daemon.
+pub async fn accepted(job: &Job) -> Response {
+    job.recorded().await;
     reply::json(&JobAccepted { job_id: job.id, sse_url: format!("/v1/jobs/{}/stream", job.id) })
 }
 
-/// Where a reader wants to start: after `Last-Event-ID`, or at `?from=`.
-fn first_wanted(request: &Request) -> Result<u64, Failure> {
+/// Where a reader wants to start: after `Last-Event-ID`, else at `?from=`. A browser that connects again sends the header
+/// with the address it had at first, so the header counts.
+pub fn first_wanted(from: Option<&str>, last_event_id: Option<&str>) -> Result<u64, Failure> {
     let number = |name: &str, text: &str| {
         text.trim()
             .parse::<u64>()
             .map_err(|_| Failure::invalid(format!("`{name}` is an event's number, not `{text}`")))
     };
-    if let Some(from) = request.query("from") {
-        return number("from", &from);
-    }
-    match request.header("last-event-id") {
-        Some(seen) => Ok(number("Last-Event-ID", seen)?.saturating_add(1)),
-        None => Ok(0),
+    match (last_event_id.filter(|id| !id.trim().is_empty()), from) {
+        (Some(seen), _) => Ok(number("Last-Event-ID", seen)?.saturating_add(1)),
+        (None, Some(from)) => number("from", from),
+        (None, None) => Ok(0),
     }
 }
 
 /// A stream of a job's events. The reader's leaving ends this task and nothing else.
-fn follow(job: Arc<Job>, from: u64) -> Response {
-    let (sender, response) = sse::channel();
-    let mut reader = job.reader(from);
+fn follow(mut reader: Reader, keep_alive: Duration) -> Response {
+    let (sender, response) = sse::channel_kept_alive(keep_alive);
     tokio::spawn(async move {
         loop {
             let step = tokio::select! {
@@ -88,8 +89,8 @@ fn follow(job: Arc<Job>, from: u64) -> Response {
                 Step::Event(seq, event) => {
                     sender.send(Some(seq), Some(event.name()), &event.data().to_string()).await
                 }
-                Step::Missed(count) => {
-                    let gap = JobEvent::warn("missed", format!("{count} earlier events are no longer kept"));
+                Step::Missed { first, count } => {
+                    let gap = JobEvent::warn("missed", missed(first, count));
                     sender.send(None, Some(gap.name()), &gap.data().to_string()).await
                 }
                 Step::End(terminator) => {
@@ -105,3 +106,13 @@ fn follow(job: Arc<Job>, from: u64) -> Response {
     });
     response
 }
+
+fn missed(first: u64, count: u64) -> String {
+    match count {
+        1 => format!("event {first} is no longer kept"),
+        _ => format!("{count} events are no longer kept: {first} to {}", first + count - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! A job's events: ordered, numbered from 0, bounded in memory, replayable by any number of readers. Writing never waits:
-//! a reader that falls further behind than what is kept is told how much it missed.
+//! a reader that falls further behind than what is kept is told which numbers it missed.
 
+use crate::job::journal::Loaded;
 use crate::wire::job::{JobEvent, Terminator};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,33 +9,37 @@ use tokio::sync::watch;
 
 /// Events a job keeps for readers.
 pub const EVENTS_KEPT_MAX: usize = 65_536;
-/// Roughly the memory those may take.
+/// Roughly the memory those may take. The newest event is kept whatever its size: it may be the result.
 pub const EVENT_BYTES_KEPT_MAX: usize = 8 << 20;
 
-#[derive(Debug)]
+/// A clone is the same log.
+#[derive(Debug, Clone)]
 pub struct EventLog {
     kept: Arc<Mutex<Kept>>,
-    changed: watch::Sender<()>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+/// An event with its number. One that was read from a journal may stand for several: progress that was overtaken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbered {
+    /// The first number that it stands for.
+    pub first: u64,
+    pub seq: u64,
+    pub event: JobEvent,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    events: VecDeque<(JobEvent, usize)>,
+    events: VecDeque<(Numbered, usize)>,
     bytes: usize,
-    /// The number of the first event kept.
-    first: u64,
+    /// The number of the next event.
+    next: u64,
     terminator: Option<Terminator>,
-}
-
-impl Kept {
-    fn next_seq(&self) -> u64 {
-        self.first + self.events.len() as u64
-    }
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        EventLog { kept: Arc::default(), changed: watch::Sender::new(()) }
+        EventLog::of(Kept::default())
     }
 }
 
@@ -42,12 +47,30 @@ impl Default for EventLog {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     Event(u64, JobEvent),
-    /// So many events are no longer kept.
-    Missed(u64),
+    /// So many events from that number on are no longer kept.
+    Missed {
+        first: u64,
+        count: u64,
+    },
     End(Terminator),
 }
 
 impl EventLog {
+    fn of(kept: Kept) -> Self {
+        EventLog { kept: Arc::new(Mutex::new(kept)), changed: Arc::new(watch::Sender::new(())) }
+    }
+
+    /// The log of a job that has ended, from its journal: numbers may be missing, `next` is the one after the last.
+    pub fn ended(events: Vec<Numbered>, next: u64, terminator: Terminator) -> Self {
+        let sized = |numbered: Numbered| {
+            let size = size_of(&numbered.event);
+            (numbered, size)
+        };
+        let events: VecDeque<(Numbered, usize)> = events.into_iter().map(sized).collect();
+        let bytes = events.iter().map(|(_, size)| size).sum();
+        EventLog::of(Kept { events, bytes, next, terminator: Some(terminator) })
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().expect("no holder of the log panics")
     }
@@ -59,12 +82,15 @@ impl EventLog {
         if kept.terminator.is_some() {
             return;
         }
+        let seq = kept.next;
+        kept.next += 1;
         kept.bytes += size;
-        kept.events.push_back((event, size));
-        while kept.events.len() > EVENTS_KEPT_MAX || kept.bytes > EVENT_BYTES_KEPT_MAX {
+        kept.events.push_back((Numbered { first: seq, seq, event }, size));
+        while kept.events.len() > 1
+            && (kept.events.len() > EVENTS_KEPT_MAX || kept.bytes > EVENT_BYTES_KEPT_MAX)
+        {
             let Some((_, size)) = kept.events.pop_front() else { break };
             kept.bytes -= size;
-            kept.first += 1;
         }
         drop(kept);
         self.changed.send_replace(());
@@ -76,22 +102,43 @@ impl EventLog {
     }
 
     pub fn next_seq(&self) -> u64 {
-        self.kept().next_seq()
+        self.kept().next
     }
 
+    /// Roughly the memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.kept().bytes
+    }
+
+    /// A reader from a number on. Who claims to have seen more than there is gets the last word again, or waits for the
+    /// next event there will be.
     pub fn reader(&self, from: u64) -> Reader {
-        Reader { kept: self.kept.clone(), changed: self.changed.subscribe(), at: from }
+        let kept = self.kept();
+        let last = kept.events.back().map(|(last, _)| last).filter(|_| kept.terminator.is_some());
+        let is_word = |last: &&Numbered| matches!(last.event, JobEvent::Result(_) | JobEvent::Error(_));
+        let at = match last.filter(is_word) {
+            Some(last) if from > kept.next => last.first,
+            _ => from.min(kept.next),
+        };
+        drop(kept);
+        Reader { log: self.kept.clone(), changed: self.changed.subscribe(), at, _source: None }
     }
 }
 
 #[derive(Debug)]
 pub struct Reader {
-    kept: Arc<Mutex<Kept>>,
+    log: Arc<Mutex<Kept>>,
     changed: watch::Receiver<()>,
     at: u64,
+    /// What was read from a journal stays for others as long as somebody reads it.
+    _source: Option<Arc<Loaded>>,
 }
 
 impl Reader {
+    pub fn of(source: Arc<Loaded>, from: u64) -> Self {
+        Reader { _source: Some(source.clone()), ..source.log.reader(from) }
+    }
+
     /// The next step, waiting for it where there is none yet. After `End` it is `End` again.
     pub async fn next(&mut self) -> Step {
         loop {
@@ -108,19 +155,22 @@ impl Reader {
         }
     }
 
-    fn ready(&mut self) -> Option<Step> {
-        let kept = self.kept.lock().expect("no holder of the log panics");
-        if self.at < kept.first {
-            let missed = kept.first - self.at;
-            self.at = kept.first;
-            return Some(Step::Missed(missed));
-        }
-        // A reader may ask for a number that has not been reached; it waits for the first one there is.
-        if let Some((event, _)) = kept.events.get((self.at - kept.first) as usize) {
-            self.at += 1;
-            return Some(Step::Event(self.at - 1, event.clone()));
-        }
-        kept.terminator.clone().map(Step::End)
+    /// The next step, if there is one yet.
+    pub fn ready(&mut self) -> Option<Step> {
+        let kept = self.log.lock().expect("no holder of the log panics");
+        let at = self.at;
+        let next = kept.events.partition_point(|(event, _)| event.seq < at);
+        let missed_until = match kept.events.get(next) {
+            Some((event, _)) if event.first <= at => {
+                self.at = event.seq + 1;
+                return Some(Step::Event(event.seq, event.event.clone()));
+            }
+            Some((event, _)) => event.first,
+            None if at < kept.next => kept.next,
+            None => return kept.terminator.clone().map(Step::End),
+        };
+        self.at = missed_until;
+        Some(Step::Missed { first: at, count: missed_until - at })
     }
 }
 
@@ -172,7 +222,7 @@ mod tests {
             log.push(token(index));
         }
         let mut reader = log.reader(3);
-        assert_eq!(reader.next().await, Step::Missed(7));
+        assert_eq!(reader.next().await, Step::Missed { first: 3, count: 7 });
         assert_eq!(reader.next().await, Step::Event(10, token(10)));
     }
 
@@ -182,6 +232,52 @@ mod tests {
         for _ in 0..64 {
             log.push(JobEvent::Log { stream: "stdout".into(), line: "x".repeat(1 << 20) });
         }
-        assert!(log.kept().bytes <= EVENT_BYTES_KEPT_MAX);
+        assert!(log.bytes() <= EVENT_BYTES_KEPT_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_result_larger_than_the_limit_is_kept_as_the_last_word() {
+        let log = EventLog::default();
+        log.push(token(0));
+        let result = JobEvent::Result("x".repeat(EVENT_BYTES_KEPT_MAX + 1).into());
+        log.push(result.clone());
+        log.end(Terminator::Done);
+        let mut reader = log.reader(0);
+        assert_eq!(reader.next().await, Step::Missed { first: 0, count: 1 });
+        assert_eq!(reader.next().await, Step::Event(1, result));
+    }
+
+    #[tokio::test]
+    async fn who_has_seen_more_than_there_is_gets_the_last_word_again_or_the_next_event() {
+        let log = EventLog::default();
+        log.push(token(0));
+        let mut early = log.reader(7);
+        assert_eq!(early.ready(), None);
+        log.push(token(1));
+        assert_eq!(early.next().await, Step::Event(1, token(1)));
+        log.push(JobEvent::Result(1.into()));
+        log.end(Terminator::Done);
+        assert_eq!(log.reader(3).next().await, Step::End(Terminator::Done));
+        let mut beyond = log.reader(u64::MAX);
+        assert_eq!(beyond.next().await, Step::Event(2, JobEvent::Result(1.into())));
+        assert_eq!(beyond.next().await, Step::End(Terminator::Done));
+    }
+
+    #[tokio::test]
+    async fn a_log_with_holes_tells_each_of_them() {
+        let numbered = |first, seq| Numbered { first, seq, event: token(seq) };
+        let log = EventLog::ended(vec![numbered(0, 0), numbered(1, 4), numbered(7, 7)], 10, Terminator::Done);
+        let mut reader = log.reader(0);
+        for expected in [
+            Step::Event(0, token(0)),
+            Step::Event(4, token(4)),
+            Step::Missed { first: 5, count: 2 },
+            Step::Event(7, token(7)),
+            Step::Missed { first: 8, count: 2 },
+            Step::End(Terminator::Done),
+        ] {
+            assert_eq!(reader.next().await, expected);
+        }
+        assert_eq!(log.reader(2).next().await, Step::Event(4, token(4)), "one that stands for several");
     }
 }

@@ -2,7 +2,9 @@
 //! waits for the receipt. Ctrl-C before the job's id is known cancels as soon as it is; a second one leaves at once.
 
 use crate::http::{client, reply, sse};
+use crate::job::{CANCEL_ANSWER_MAX, KEY_HEADER};
 use crate::keeper::KeeperError;
+use crate::keeper::lines::DRAW_EVERY;
 use crate::keeper::render::Render;
 use crate::keeper::server::{Server, TRY_PAUSES};
 use crate::wire::failure::chain;
@@ -11,16 +13,26 @@ use crate::wire::{Code, Failure};
 use serde_json::Value;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
-/// How long a cancel's answer is waited for: the longest grace, and 3 s.
-pub const RECEIPT_MAX: Duration = Duration::from_secs(8);
+/// How long a cancel's answer is waited for: what the server may take, and the way there and back.
+pub const RECEIPT_MAX: Duration = CANCEL_ANSWER_MAX.saturating_add(Duration::from_secs(1));
+/// How long a daemon that was there may be away: a restart, a network that comes back.
+pub const REATTACH_MAX: Duration = Duration::from_secs(30);
+/// Between the later tries.
+const REATTACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// A command's jobs on one server.
 pub struct Follower<'s> {
     server: &'s Server,
+    /// The jobs' address on it.
+    base: String,
     render: &'s Render,
+    /// Whether events are shown to a person, beside what the command does with them.
+    shown: bool,
     interrupt: Signal,
-    timeout: Option<Duration>,
+    /// The end of the command's patience, and how long that was.
+    deadline: Option<(Instant, Duration)>,
 }
 
 /// What a command does with a job's events, beside showing them.
@@ -39,7 +51,18 @@ impl<'s> Follower<'s> {
     ) -> Result<Self, KeeperError> {
         let interrupt =
             signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
-        Ok(Follower { server, render, interrupt, timeout })
+        let deadline = timeout.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
+        Ok(Follower { server, base: "/v1/jobs".into(), render, shown: true, interrupt, deadline })
+    }
+
+    /// Jobs at another address of the server, a hive's behind a queen for one.
+    pub fn at(self, base: String) -> Self {
+        Follower { base, ..self }
+    }
+
+    /// The command alone says what there is to say.
+    pub fn unshown(self) -> Self {
+        Follower { shown: false, ..self }
     }
 
     /// Posts an operation and follows its job; gives its result.
@@ -48,43 +71,40 @@ impl<'s> Follower<'s> {
         if let (Some(hive), Some(fields)) = (&self.server.hive_id, operation.as_object_mut()) {
             fields.entry("hive_id").or_insert_with(|| Value::from(hive.as_str()));
         }
-        // A repeated POST after a lost answer must not start a second job.
-        let key = crate::wire::id::fresh().to_string();
-        let mut post = client::post("/v1/jobs", &operation)?;
-        if let Ok(value) = http::HeaderValue::from_str(&key) {
-            post.headers_mut().insert("idempotency-key", value);
-        }
-        let posted = client::ask::<JobAccepted>(&self.server.target, post);
-        let mut posted = Box::pin(posted);
         let mut interrupted = false;
-        let accepted = loop {
-            tokio::select! {
-                accepted = &mut posted => break accepted,
-                _ = self.interrupt.recv() => {
-                    if std::mem::replace(&mut interrupted, true) {
-                        return Err(KeeperError::Interrupted);
+        let accepted = {
+            let deadline = self.deadline;
+            let mut posted = std::pin::pin!(post(self.server, self.render, &self.base, &operation));
+            loop {
+                tokio::select! {
+                    accepted = &mut posted => break accepted?,
+                    _ = self.interrupt.recv() => {
+                        if std::mem::replace(&mut interrupted, true) {
+                            return Err(KeeperError::Interrupted);
+                        }
+                    }
+                    after = until(deadline) => {
+                        let hint = "; whether the job was taken is not known".into();
+                        return Err(KeeperError::TimedOut { after, hint });
                     }
                 }
             }
         };
-        let id = match accepted {
-            Ok(accepted) => accepted.job_id,
-            Err(client::AskError::Client(error)) => return Err(self.server.unreachable(Some(error))),
-            Err(client::AskError::Refused(failure)) => return Err(failure.into()),
-        };
         if interrupted {
-            return self.cancel(id).await;
+            return self.cancel(accepted.job_id).await;
         }
-        self.follow(id, each).await
+        self.follow(accepted.job_id, each).await
     }
 
     /// Follows a job from its first event to its end.
     pub async fn follow(&mut self, id: JobId, each: Each<'_>) -> Result<Value, KeeperError> {
         let (mut result, mut error) = (Value::Null, None);
-        let render = self.render;
+        let (render, shown) = (self.render, self.shown);
         let mut see = |event: JobEvent| {
             each(&event)?;
-            render.event(&event)?;
+            if shown {
+                render.event(&event)?;
+            }
             match event {
                 JobEvent::Result(value) => result = value,
                 JobEvent::Error(failure) => error = Some(failure),
@@ -92,15 +112,13 @@ impl<'s> Follower<'s> {
             }
             Ok(())
         };
-        let timeout = self.timeout;
-        let watched = self.watch(id, &mut see);
-        let ended = match timeout {
-            None => watched.await?,
-            Some(after) => {
-                tokio::time::timeout(after, watched).await.map_err(|_| KeeperError::TimedOut {
-                    after,
-                    hint: format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)"),
-                })??
+        let deadline = self.deadline;
+        let ended = tokio::select! {
+            ended = self.watch(id, &mut see) => ended?,
+            after = until(deadline) => {
+                render.clear();
+                let hint = format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)");
+                return Err(KeeperError::TimedOut { after, hint });
             }
         };
         self.render.clear();
@@ -117,49 +135,63 @@ impl<'s> Follower<'s> {
         }
     }
 
-    /// Reads the job's stream, taking it up again where a dropped connection left it.
+    /// Reads the job's stream, taking it up again where a dropped connection, or a daemon that was restarted, left it.
     async fn watch(
         &mut self,
         id: JobId,
         see: &mut (impl FnMut(JobEvent) -> std::io::Result<()> + Send),
     ) -> Result<Ended, KeeperError> {
-        let mut next = 0;
-        let mut tries = TRY_PAUSES.iter();
+        let mut stream = Stream {
+            server: self.server,
+            render: self.render,
+            base: &self.base,
+            id,
+            next: 0,
+            is_heard: false,
+        };
+        // A server that was never there has three tries, one that was there has the time of a restart.
+        let mut pauses = TRY_PAUSES[1..].iter();
+        let mut lost: Option<Instant> = None;
         loop {
-            let before = next;
-            let read = read(self.server, id, &mut next, see);
+            let (before, begun) = (stream.next, Instant::now());
             let broken = tokio::select! {
-                read = read => match read? {
+                read = stream.read(see) => match read? {
                     Ok(terminator) => return Ok(Ended::Terminated(terminator)),
                     Err(broken) => broken,
                 },
                 _ = self.interrupt.recv() => return Ok(Ended::Interrupted),
             };
-            if next > before {
-                tries = TRY_PAUSES.iter();
+            // A silent job's connection has no events to show for itself, but lasts.
+            if stream.next > before || stream.is_heard && begun.elapsed() > REATTACH_PAUSE {
+                pauses = TRY_PAUSES.iter();
+                lost = None;
             }
-            let Some(pause) = tries.next() else {
-                return Err(Failure::new(
-                    Code::ConnectionFailed,
-                    format!("{broken}; the job may go on (`rbee job follow {id}`)"),
-                )
-                .into());
-            };
-            self.render.say(&format!("{broken}; connecting again"));
-            tokio::time::sleep(*pause).await;
+            let lost = *lost.get_or_insert_with(Instant::now);
+            let pause = pauses.next().copied();
+            let may_return = stream.is_heard && lost.elapsed() < REATTACH_MAX;
+            if pause.is_some() {
+                self.render.say(&format!("{broken}; connecting again"));
+            } else if !may_return {
+                let message = format!("{broken}; the job may go on (`rbee job follow {id}`)");
+                return Err(Failure::new(Code::ConnectionFailed, message).into());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause.unwrap_or(REATTACH_PAUSE)) => {}
+                _ = self.interrupt.recv() => return Ok(Ended::Interrupted),
+            }
         }
     }
 
     /// Cancels on the server and shows the receipt. Always an `Interrupted` for the caller.
     async fn cancel(&mut self, id: JobId) -> Result<Value, KeeperError> {
         self.render.clear();
-        let asked = cancel(self.server, id);
+        let asked = cancel(self.server, &self.base, id);
         let answer = tokio::select! {
             answer = tokio::time::timeout(RECEIPT_MAX, asked) => answer,
             _ = self.interrupt.recv() => return Err(KeeperError::Interrupted),
         };
         match answer {
-            Ok(Ok(cancelled)) => self.render.receipt(cancelled.receipt.as_ref()),
+            Ok(Ok(cancelled)) => self.render.receipt(id, cancelled.receipt.as_ref()),
             // It ended in the same moment: nothing was left to stop.
             Ok(Err(KeeperError::Refused(failure))) if failure.code == Code::Conflict => {
                 self.render.say(&failure.message);
@@ -173,48 +205,113 @@ impl<'s> Follower<'s> {
     }
 }
 
-pub async fn cancel(server: &Server, id: JobId) -> Result<JobCancelled, KeeperError> {
-    let ask = client::request("DELETE", &format!("/v1/jobs/{id}"), reply::empty())?;
+/// The time when patience ends; never without a limit.
+async fn until(deadline: Option<(Instant, Duration)>) -> Duration {
+    match deadline {
+        Some((at, after)) => {
+            tokio::time::sleep_until(at).await;
+            after
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Posts an operation, with the tries that B5 promises: under one key a repeated POST is no second job.
+async fn post(
+    server: &Server,
+    render: &Render,
+    base: &str,
+    operation: &Value,
+) -> Result<JobAccepted, KeeperError> {
+    let key = http::HeaderValue::from_str(&crate::wire::id::fresh().to_string())
+        .expect("an id is of letters, digits and dashes");
+    let mut last = None;
+    for pause in TRY_PAUSES {
+        tokio::time::sleep(pause).await;
+        let mut post = client::post(base, operation)?;
+        post.headers_mut().insert(KEY_HEADER, key.clone());
+        match client::ask(&server.target, post).await {
+            Ok(accepted) => return Ok(accepted),
+            Err(client::AskError::Refused(failure)) => return Err(failure.into()),
+            Err(client::AskError::Client(error)) => {
+                if render.is_verbose() {
+                    render.say(&chain(&error));
+                }
+                last = Some(error);
+            }
+        }
+    }
+    Err(server.unreachable(last))
+}
+
+pub async fn cancel(server: &Server, base: &str, id: JobId) -> Result<JobCancelled, KeeperError> {
+    let ask = client::request("DELETE", &format!("{base}/{id}"), reply::empty())?;
     Ok(client::ask(&server.target, ask).await?)
 }
 
-/// One connection's worth of events. The outer error ends the command, the inner one is a connection that broke.
-async fn read(
-    server: &Server,
+/// A job's events, over as many connections as it takes.
+struct Stream<'s> {
+    server: &'s Server,
+    render: &'s Render,
+    base: &'s str,
     id: JobId,
-    next: &mut u64,
-    see: &mut (impl FnMut(JobEvent) -> std::io::Result<()> + Send),
-) -> Result<Result<Terminator, String>, KeeperError> {
-    let ask = client::get(&format!("/v1/jobs/{id}/stream?from={next}"))?;
-    let answer = match client::send(&server.target, ask).await {
-        Ok(answer) => answer,
-        Err(error) => return Ok(Err(chain(&error))),
-    };
-    if !answer.status().is_success() {
-        return match client::whole(answer).await {
-            Err(failure) => Err(failure.into()),
-            Ok(_) => Ok(Err("the job's stream is none".into())),
-        };
-    }
-    let mut events = sse::Reader::new(answer.into_body());
-    loop {
-        let event = match events.next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(Err("the job's stream ended without a word".into())),
+    /// The number of the next event wanted.
+    next: u64,
+    /// Whether the server has ever answered.
+    is_heard: bool,
+}
+
+impl Stream<'_> {
+    /// One connection's worth of events. The outer error ends the command, the inner one is a connection that broke.
+    async fn read(
+        &mut self,
+        see: &mut (impl FnMut(JobEvent) -> std::io::Result<()> + Send),
+    ) -> Result<Result<Terminator, String>, KeeperError> {
+        let ask = client::get(&format!("{}/{}/stream?from={}", self.base, self.id, self.next))?;
+        let answer = match client::send(&self.server.target, ask).await {
+            Ok(answer) => answer,
             Err(error) => return Ok(Err(chain(&error))),
         };
-        if let Some(seq) = event.id.as_deref().and_then(|id| id.parse::<u64>().ok()) {
-            *next = seq + 1;
+        if !answer.status().is_success() {
+            return match client::whole(answer).await {
+                // A daemon that is going, or a queen whose hive is away: it may come back.
+                Err(failure) if failure.code.status() >= 500 => Ok(Err(failure.message)),
+                Err(failure) => Err(failure.into()),
+                Ok(_) => Ok(Err("the job's stream is none".into())),
+            };
         }
-        match event.name {
-            None => {
-                if let Some(terminator) = Terminator::parse(&event.data) {
-                    return Ok(Ok(terminator));
+        let mut events = sse::Reader::new(answer.into_body());
+        self.is_heard = true;
+        loop {
+            let event = if self.render.is_behind() {
+                match tokio::time::timeout(DRAW_EVERY, events.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.render.catch_up();
+                        continue;
+                    }
                 }
+            } else {
+                events.next().await
+            };
+            let event = match event {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ok(Err("the job's stream ended without a word".into())),
+                Err(error) => return Ok(Err(chain(&error))),
+            };
+            if let Some(seq) = event.id.as_deref().and_then(|id| id.parse::<u64>().ok()) {
+                self.next = seq.saturating_add(1);
             }
-            Some(name) => {
-                if let Some(event) = JobEvent::from_parts(&name, &event.data) {
-                    see(event).map_err(|error| KeeperError::local("writing the answer", error))?;
+            match event.name {
+                None => {
+                    if let Some(terminator) = Terminator::parse(&event.data) {
+                        return Ok(Ok(terminator));
+                    }
+                }
+                Some(name) => {
+                    if let Some(event) = JobEvent::from_parts(&name, &event.data) {
+                        see(event).map_err(|error| KeeperError::local("writing the answer", error))?;
+                    }
                 }
             }
         }

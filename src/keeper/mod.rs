@@ -1,8 +1,10 @@
 //! The keeper: the person's command line. It has no state: it asks a queen or a hive, starts them where the command says so,
 //! and shows what comes back. Results go to stdout, everything else to stderr.
 
+mod bars;
 pub mod commands;
 mod follow;
+mod lines;
 mod render;
 mod server;
 mod start;

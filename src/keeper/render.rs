@@ -1,17 +1,15 @@
 //! What a person sees. On a terminal: bars, colour, one line that moves; off it: plain lines and no control codes. Results
 //! and tokens go to stdout, all else to stderr, so that a pipe gets the answer alone.
 
+use super::bars::{Bars, Progress, duration};
+use super::lines::Lines;
 use crate::config::Settings;
 use crate::wire::Failure;
-use crate::wire::job::{JobEvent, Level, Receipt, Unit};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::wire::job::{JobEvent, JobId, Level, Receipt};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard};
-
-/// Off a terminal a bar becomes a line for every such step of percent.
-const PLAIN_STEP_PERCENT: u64 = 10;
+use std::time::Instant;
 
 pub struct Render {
     json: bool,
@@ -19,27 +17,23 @@ pub struct Render {
     verbose: bool,
     colour: bool,
     terminal: bool,
-    bars: MultiProgress,
-    tasks: Mutex<HashMap<String, Task>>,
-}
-
-struct Task {
-    bar: Option<ProgressBar>,
-    told_percent: u64,
+    answers_terminal: bool,
+    bars: Mutex<Bars>,
+    lines: Mutex<Lines>,
 }
 
 impl Render {
     pub fn new(settings: &Settings) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Render {
             json: settings.on("json"),
             quiet: settings.on("quiet"),
             verbose: settings.on("verbose"),
             colour: terminal && !settings.on("no-color"),
             terminal,
-            bars: MultiProgress::with_draw_target(target),
-            tasks: Mutex::default(),
+            answers_terminal: std::io::stdout().is_terminal(),
+            bars: Mutex::new(Bars::new(terminal)),
+            lines: Mutex::default(),
         }
     }
 
@@ -51,8 +45,12 @@ impl Render {
         self.verbose
     }
 
-    fn tasks(&self) -> MutexGuard<'_, HashMap<String, Task>> {
-        self.tasks.lock().expect("no holder of the bars panics")
+    fn bars(&self) -> MutexGuard<'_, Bars> {
+        self.bars.lock().expect("no holder of the bars panics")
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().expect("no holder of the lines panics")
     }
 
     /// A line for people, above any bar.
@@ -79,18 +77,56 @@ impl Render {
         self.error(&format!("{} ({})", failure.message, code.as_str().unwrap_or("UNKNOWN")));
     }
 
+    /// Writes a line after whatever waits to be drawn.
     fn stderr(&self, line: &str) {
-        self.bars.suspend(|| {
+        let waiting = self.lines().take(Instant::now()).unwrap_or_default();
+        self.draw(&format!("{waiting}{line}\n"));
+    }
+
+    fn draw(&self, text: &str) {
+        let draw = self.bars().draw().clone();
+        draw.suspend(|| {
             // Nobody to tell that stderr is closed.
-            let _ = writeln!(std::io::stderr(), "{line}");
+            let _ = std::io::stderr().write_all(text.as_bytes());
         });
     }
 
-    /// Text of an answer, as it comes.
+    /// A line of a log: dimmed and set off. On a terminal it may wait for the next draw.
+    fn log(&self, line: &str) {
+        if self.quiet {
+            return;
+        }
+        let line = printable(line);
+        let line = if self.colour { format!("\u{1b}[2m  | {line}\u{1b}[0m") } else { format!("  | {line}") };
+        if !self.terminal {
+            return self.stderr(&line);
+        }
+        let due = self.lines().add(line, Instant::now());
+        if let Some(text) = due {
+            self.draw(&text);
+        }
+    }
+
+    /// Whether something waits for [`Render::catch_up`], which is to come within [`super::lines::DRAW_EVERY`].
+    pub fn is_behind(&self) -> bool {
+        self.lines().is_waiting()
+    }
+
+    pub fn catch_up(&self) {
+        let due = self.lines().take(Instant::now());
+        if let Some(text) = due {
+            self.draw(&text);
+        }
+    }
+
+    /// Text of an answer, as it comes. A model may say anything: on a terminal what would move the cursor is left out.
     pub fn answer(&self, text: &str) -> std::io::Result<()> {
-        self.bars.suspend(|| {
+        let shown = if self.answers_terminal { printable_text(text) } else { text.into() };
+        self.catch_up();
+        let draw = self.bars().draw().clone();
+        draw.suspend(|| {
             let mut stdout = std::io::stdout().lock();
-            stdout.write_all(text.as_bytes())?;
+            stdout.write_all(shown.as_bytes())?;
             stdout.flush()
         })
     }
@@ -100,16 +136,9 @@ impl Render {
         self.answer(&format!("{value}\n"))
     }
 
-    /// A list, as a table or as JSON.
+    /// A list, as a table.
     pub fn table(&self, columns: &[&str], rows: Vec<Vec<String>>) -> std::io::Result<()> {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(columns.iter().map(|column| column.to_uppercase()));
-        for row in rows {
-            table.add_row(row.iter().map(|cell| printable(cell)));
-        }
-        let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-        self.answer(&text)
+        self.answer(&table(columns, &rows))
     }
 
     /// One event of a job.
@@ -120,10 +149,18 @@ impl Render {
                 Level::Warn => self.say(&format!("warning: {}", printable(message))),
                 Level::Error => self.error(message),
             },
-            JobEvent::Log { line, .. } => self.say(&format!("  | {}", printable(line))),
-            JobEvent::Progress { task, label, position, total, unit, .. } => {
-                self.progress(task, label, *position, *total, *unit);
+            JobEvent::Log { line, .. } => self.log(line),
+            JobEvent::Progress { task, label, position, total, unit, rate } => {
+                if !self.quiet {
+                    let (position, total, unit, rate) = (*position, *total, *unit, *rate);
+                    let line = self.bars().see(Progress { task, label, position, total, unit, rate });
+                    if let Some(line) = line {
+                        self.stderr(&line);
+                    }
+                }
             }
+            // With --json the command's value has it.
+            JobEvent::Table { .. } if self.json => {}
             JobEvent::Table { columns, rows } => {
                 let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
                 self.table(&columns, rows.clone())?;
@@ -134,109 +171,97 @@ impl Render {
         Ok(())
     }
 
-    fn progress(&self, task: &str, label: &str, position: u64, total: Option<u64>, unit: Unit) {
-        if self.quiet {
-            return;
-        }
-        let is_whole = total.is_some_and(|total| position >= total);
-        let percent = total.map_or(0, |total| position.saturating_mul(100).checked_div(total).unwrap_or(100));
-        let mut tasks = self.tasks();
-        let entry = tasks.entry(task.to_owned()).or_insert_with(|| Task {
-            bar: self.terminal.then(|| self.bars.add(bar(total, unit))),
-            told_percent: 0,
-        });
-        if let Some(bar) = &entry.bar {
-            bar.set_message(printable(label));
-            if let Some(total) = total {
-                bar.set_length(total);
-            }
-            bar.set_position(position);
-            if is_whole {
-                bar.finish_and_clear();
-                tasks.remove(task);
-            }
-            return;
-        }
-        if percent >= entry.told_percent + PLAIN_STEP_PERCENT || (is_whole && entry.told_percent < 100) {
-            entry.told_percent = percent;
-            let line = format!("{} {percent} %", printable(label));
-            drop(tasks);
-            self.stderr(&line);
-        }
-    }
-
     /// Takes the bars away, before an answer's first word or an error.
     pub fn clear(&self) {
-        for (_, task) in self.tasks().drain() {
-            if let Some(bar) = task.bar {
-                bar.finish_and_clear();
-            }
-        }
+        self.catch_up();
+        self.bars().clear();
     }
 
     /// What a cancel stopped.
-    pub fn receipt(&self, receipt: Option<&Receipt>) {
+    pub fn receipt(&self, id: JobId, receipt: Option<&Receipt>) {
         self.clear();
         let Some(receipt) = receipt else {
-            self.say("cancelled; the server is still cleaning up");
+            self.say(&format!("cancelling: the server is still cleaning up; see `rbee job get {id}`"));
             return;
         };
-        let mut parts = Vec::new();
-        if receipt.processes_reaped > 0 {
-            parts.push(format!("{} processes ended ({})", receipt.processes_reaped, receipt.containment));
-        }
-        if receipt.bytes_removed > 0 {
-            parts.push(format!("{} MiB of files removed", receipt.bytes_removed >> 20));
-        }
-        if receipt.memory_returned_bytes > 0 {
-            parts.push(format!("{} MiB of memory returned", receipt.memory_returned_bytes >> 20));
-        }
-        parts.push(format!("{} ms", receipt.ms));
-        let word = if receipt.clean { "cancelled" } else { "cancelled, but not cleanly" };
-        self.say(&format!("{word}: {}", parts.join(", ")));
+        self.say(&told(receipt));
         for survivor in &receipt.survivors {
             self.say(&format!("  still there: {} {}", survivor.pid, printable(&survivor.command)));
         }
     }
 }
 
-fn bar(total: Option<u64>, unit: Unit) -> ProgressBar {
-    let template = match (unit, total) {
-        (Unit::Bytes, Some(_)) => {
-            "{msg}  {percent:>3} % {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}"
-        }
-        (Unit::Bytes, None) => "{msg}  {bytes}  {bytes_per_sec}",
-        (_, Some(_)) => "{msg}  {percent:>3} % {wide_bar}",
-        (_, None) => "{msg}  {pos}",
-    };
-    let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
+/// A receipt in a line: what was stopped and given back.
+fn told(receipt: &Receipt) -> String {
+    let mut parts = Vec::new();
+    match receipt.processes_reaped {
+        0 => {}
+        1 => parts.push(format!("1 process ended ({})", printable(&receipt.containment))),
+        count => parts.push(format!("{count} processes ended ({})", printable(&receipt.containment))),
+    }
+    if receipt.bytes_removed > 0 {
+        parts.push(format!("{} of files removed", size(receipt.bytes_removed)));
+    }
+    if receipt.memory_returned_bytes > 0 {
+        parts.push(format!("{} of memory returned", size(receipt.memory_returned_bytes)));
+    }
+    parts.push(format!("{} ms", receipt.ms));
+    let word = if receipt.clean { "cancelled" } else { "cancelled, but not cleanly" };
+    format!("{word}: {}", parts.join(", "))
 }
 
-/// Text of others without control codes: a log line must not move our cursor.
+/// Rows under their columns, by the width a terminal gives each character. Cells have no line breaks: they are text of
+/// others, and a row is a line.
+fn table(columns: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(columns.iter().map(|column| printable(&column.to_uppercase())));
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)));
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Text of others without control codes: a log line must not move our cursor, nor turn the words around.
 pub fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\t').collect()
+    text.chars().filter(|c| *c == '\t' || is_harmless(*c)).collect()
+}
+
+/// The same for a text of several lines.
+fn printable_text(text: &str) -> std::borrow::Cow<'_, str> {
+    let is_shown = |c: char| matches!(c, '\t' | '\n') || is_harmless(c);
+    if text.chars().all(is_shown) { text.into() } else { text.chars().filter(|c| is_shown(*c)).collect() }
+}
+
+fn is_harmless(c: char) -> bool {
+    // The latter change the direction of all that follows.
+    !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `3m12s`, for a time in milliseconds since the epoch.
 pub fn ago(then_ms: u64) -> String {
-    let seconds = crate::wire::fleet::now_ms().saturating_sub(then_ms) / 1000;
-    match seconds {
-        0..=59 => format!("{seconds}s"),
-        60..=3599 => format!("{}m{}s", seconds / 60, seconds % 60),
-        3600..=86_399 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
-    }
+    duration(crate::wire::fleet::now_ms().saturating_sub(then_ms) / 1000)
 }
 
-/// `98 MiB`, `1.2 GiB`.
+/// `512 B`, `98 MiB`, `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
-    const GIB: u64 = 1 << 30;
-    if bytes >= GIB {
-        return format!("{:.1} GiB", bytes as f64 / GIB as f64);
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1 << 10 {
+        return format!("{bytes} B");
     }
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    // A tenth says something only of small numbers; of gibibytes always.
+    let is_round = (value - value.round()).abs() < 0.05 && unit < 2;
+    if is_round || (value >= 100.0 && unit < 2) {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 #[cfg(test)]
@@ -250,7 +275,51 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_say_them() {
-        assert_eq!(size(98 << 20), "98 MiB");
-        assert_eq!(size(3 << 29), "1.5 GiB");
+        let told = [0, 1, 1023, 1024, 1536, 98 << 20, 300_000_000, 3 << 29, (1 << 30) - 1, 1 << 42].map(size);
+        let expected = [
+            "0 B", "1 B", "1023 B", "1 KiB", "1.5 KiB", "98 MiB", "286 MiB", "1.5 GiB", "1.0 GiB", "4.0 TiB",
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_receipt_tells_what_there_is_and_small_sizes_as_they_are() {
+        let mut receipt = Receipt { ms: 12, ..Receipt::default() };
+        assert_eq!(told(&receipt), "cancelled: 12 ms");
+        receipt = Receipt { processes_reaped: 3, containment: "pidns".into(), bytes_removed: 700, ..receipt };
+        receipt.memory_returned_bytes = 5 << 20;
+        receipt.clean = false;
+        let text = "cancelled, but not cleanly: 3 processes ended (pidns), 700 B of files removed, 5 MiB of memory returned, 12 ms";
+        assert_eq!(told(&receipt), text);
+    }
+
+    /// Columns that a terminal gives a text: two for CJK and emoji.
+    fn width(text: &str) -> usize {
+        text.chars()
+            .map(|c| if ('\u{1100}'..='\u{ffff}').contains(&c) || c >= '\u{1f300}' { 2 } else { 1 })
+            .sum()
+    }
+
+    #[test]
+    fn columns_line_up_by_the_width_of_what_is_shown() {
+        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
+        let rows = vec![
+            row("plain", "1"),
+            row("蜜蜂蜜蜂", "2"),
+            row("bee \u{1f41d}", "3"),
+            row("\u{1b}[31mred\n", "4"),
+        ];
+        let text = table(&["name", "n"], &rows);
+        let starts: Vec<usize> =
+            text.lines().skip(1).map(|line| width(&line[..line.rfind(char::is_numeric).unwrap()])).collect();
+        assert_eq!(starts.len(), 4, "a row is a line: {text}");
+        assert!(starts.iter().all(|start| *start == starts[0]), "{text}");
+        assert!(text.starts_with(" NAME") || text.starts_with("NAME"), "{text}");
+    }
+
+    #[test]
+    fn an_answer_on_a_terminal_cannot_move_the_cursor_but_may_break_lines() {
+        assert_eq!(printable_text("a\n\tb\u{1b}[2J\rc\u{202e}d"), "a\n\tb[2Jcd");
+        assert!(matches!(printable_text("plain\n"), std::borrow::Cow::Borrowed(_)));
     }
 }

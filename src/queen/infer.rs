@@ -57,8 +57,17 @@ async fn answer(
     };
     let (path, body) = request(&operation)?;
     queen.settled().await;
-    let tell = |event| job.emit(event);
-    let answer = queen.dispatcher.send(&want, path, body, &job.id().to_string(), &tell).await?;
+    // A place in the dispatcher's queue is what makes a job `queued`.
+    let tell = |event| match event {
+        JobEvent::Narration { action, message, .. } if action == "queue" => job.waiting(message),
+        event => {
+            job.running();
+            job.emit(event);
+        }
+    };
+    let answer = queen.dispatcher.send(&want, path, body, &job.id().to_string(), &tell).await;
+    job.running();
+    let answer = answer?;
     let status = answer.response.status();
     let mut collected = Collected { worker_id: answer.slot.worker_id.clone(), ..Collected::default() };
     if let Ok(mut used) = used.lock() {

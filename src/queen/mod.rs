@@ -29,6 +29,8 @@ pub struct Options {
     pub name: String,
     /// Where people and clients reach her.
     pub base_url: String,
+    /// Where her jobs' journals lie.
+    pub journals: std::path::PathBuf,
     pub limits: Limits,
 }
 
@@ -49,7 +51,7 @@ impl Queen {
         Arc::new(Queen {
             dispatcher: Dispatcher::new(registry.clone(), options.limits),
             registry,
-            jobs: Jobs::new(shutdown.clone()),
+            jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
             options,
             started_at: now_ms(),
             born: Instant::now(),

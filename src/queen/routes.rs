@@ -165,8 +165,10 @@ impl Queen {
     }
 
     async fn create_job(self: &Arc<Self>, request: Request) -> Result<Response, Failure> {
-        let key = request.header("idempotency-key").map(str::to_owned);
-        let body: Value = request.json(request::CONTROL_BYTES_MAX).await?;
+        let key = request.header(job::KEY_HEADER).map(str::to_owned);
+        let bytes = request.json_bytes(request::CONTROL_BYTES_MAX).await?;
+        let key = job::Key::read(key.as_deref(), &bytes)?;
+        let body: Value = request::parse(&bytes)?;
         let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
         let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
         let is_hives = HiveOperation::NAMES.contains(&name.as_str());
@@ -175,10 +177,10 @@ impl Queen {
             self.settled().await;
             let hive = self.hive_for_operation(hive_id)?;
             let registry = self.registry.clone();
-            let job = self.jobs.start(operation.name(), key.as_deref(), |context| {
+            let job = self.jobs.start(operation.name(), key, |context| {
                 hive_job::relay(registry, hive, operation, context)
             })?;
-            return Ok(jobs::accepted(&job));
+            return Ok(jobs::accepted(&job).await);
         }
         if !QueenOperation::NAMES.contains(&name.as_str()) {
             let known = [QueenOperation::NAMES, HiveOperation::NAMES].concat().join(", ");
@@ -186,9 +188,8 @@ impl Queen {
         }
         let operation: QueenOperation = read_operation(body)?;
         let queen = self.clone();
-        let job =
-            self.jobs.start(operation.name(), key.as_deref(), |context| queen.run(operation, context))?;
-        Ok(jobs::accepted(&job))
+        let job = self.jobs.start(operation.name(), key, |context| queen.run(operation, context))?;
+        Ok(jobs::accepted(&job).await)
     }
 
     /// A hive operation goes to the hive it names, else to the only one.

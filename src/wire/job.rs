@@ -45,6 +45,17 @@ pub enum JobState {
 }
 
 impl JobState {
+    pub fn name(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::Running => "running",
+            JobState::Done => "done",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+            JobState::Interrupted => "interrupted",
+        }
+    }
+
     pub fn has_ended(self) -> bool {
         !matches!(self, JobState::Queued | JobState::Running)
     }

@@ -1,6 +1,7 @@
-//! `rbee job …`: jobs of the queen, or of the hive that --hive names by address.
+//! `rbee job …`: jobs of the queen, or of the hive that --hive names: by its address, or by its name behind the queen.
 
 use crate::config::Settings;
+use crate::http::request::percent_encode;
 use crate::keeper::KeeperError;
 use crate::keeper::follow::{self, Follower};
 use crate::keeper::render::{Render, ago};
@@ -19,21 +20,29 @@ fn named(settings: &Settings) -> Result<JobId, KeeperError> {
     text.parse().map_err(|_| KeeperError::Usage(format!("`{text}` is no job's id; see `rbee job list`")))
 }
 
+/// Where the jobs are that a command is about.
+fn base(server: &Server) -> String {
+    match &server.hive_id {
+        Some(hive) => format!("/v1/hives/{}/v1/jobs", percent_encode(hive)),
+        None => "/v1/jobs".into(),
+    }
+}
+
 pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     #[derive(Deserialize)]
     struct Jobs {
         jobs: Vec<JobRecord>,
     }
-    let jobs = Server::of(settings)?.get::<Jobs>("/v1/jobs", render).await?.jobs;
+    let server = Server::of(settings)?;
+    let jobs = server.get::<Jobs>(&base(&server), render).await?.jobs;
     if render.is_json() {
         return render.value(&json!(jobs)).map_err(writing);
     }
     let row = |job: &JobRecord| {
-        let state = serde_json::to_value(job.state).unwrap_or_default();
         vec![
             job.job_id.to_string(),
             job.operation.clone(),
-            state.as_str().unwrap_or_default().to_owned(),
+            job.state.name().to_owned(),
             format!("{} ago", ago(job.created_at)),
         ]
     };
@@ -41,7 +50,8 @@ pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperErro
 }
 
 pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    let job: JobRecord = Server::of(settings)?.get(&format!("/v1/jobs/{}", named(settings)?), render).await?;
+    let server = Server::of(settings)?;
+    let job: JobRecord = server.get(&format!("{}/{}", base(&server), named(settings)?), render).await?;
     if render.is_json() {
         return render.value(&json!(job)).map_err(writing);
     }
@@ -54,7 +64,10 @@ pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError
 pub async fn follow(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let id = named(settings)?;
     let server = Server::of(settings)?;
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
+    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?.at(base(&server));
+    if render.is_json() {
+        jobs = jobs.unshown();
+    }
     let mut tokens = false;
     let result = jobs
         .follow(id, &mut |event| {
@@ -63,6 +76,7 @@ pub async fn follow(settings: &Settings, render: &Render) -> Result<(), KeeperEr
             }
             if let JobEvent::Token { text, .. } = event {
                 tokens = true;
+                render.clear();
                 return render.answer(text);
             }
             Ok(())
@@ -77,11 +91,12 @@ pub async fn follow(settings: &Settings, render: &Render) -> Result<(), KeeperEr
 
 pub async fn cancel(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let server = Server::of(settings)?;
-    let cancelled = follow::cancel(&server, named(settings)?).await?;
+    let id = named(settings)?;
+    let cancelled = follow::cancel(&server, &base(&server), id).await?;
     if render.is_json() {
         return render.value(&json!(cancelled)).map_err(writing);
     }
-    render.receipt(cancelled.receipt.as_ref());
+    render.receipt(id, cancelled.receipt.as_ref());
     match cancelled.receipt {
         Some(receipt) if !receipt.clean => {
             Err(Failure::new(crate::wire::Code::Internal, "the cleanup left something behind").into())
