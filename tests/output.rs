@@ -4,12 +4,12 @@
 
 use crate::support::node::within;
 use crate::support::pidns;
-use crate::support::trees::{Ground, Holder, also_as_nobody, block_on, launch, script, to_the_end};
+use crate::support::trees::{Ground, Holder, Mounted, also_as_nobody, block_on, launch, script, to_the_end};
 use rbee::process::{self, Confine, Exit, Output, Spec, remove_tree};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const MEBIBYTE: u64 = 1024 * 1024;
@@ -52,8 +52,6 @@ fn at_work(ground: &Ground, spec: Spec) -> Spec {
 // ── floods
 
 struct Flood {
-    bytes: u64,
-    took: Duration,
     /// The first line and the last; all of them are not kept, or the reader would grow by them.
     first: String,
     last: String,
@@ -112,7 +110,7 @@ fn flood(name: &str, script_text: &str, bytes: u64) -> Flood {
             assert!(bytes <= GROWTH_BYTES_MAX, "{name}: the {who} grew by {bytes} bytes");
         }
         assert_eq!(tree.tail(1), ["end"]);
-        Flood { bytes, took, first, last, told, dropped }
+        Flood { first, last, told, dropped }
     });
     let logged: u64 = std::fs::read_dir(ground.outside())
         .unwrap()
@@ -154,10 +152,6 @@ fn a_flood_of_lines_costs_no_memory_and_is_counted() {
     let flood = flood("a flood of lines", &format!("yes '{line}' | head -n {count}"), bytes);
     // And the empty line and the last.
     assert_eq!(flood.told + flood.dropped, count + 2);
-    if is_full() {
-        let rate = flood.bytes as f64 / flood.took.as_secs_f64();
-        assert!(rate >= 100e6, "{rate} bytes a second");
-    }
 }
 
 #[test]
@@ -262,24 +256,18 @@ fn a_tree_ends_with_its_leader_whatever_it_does_with_its_streams() {
     }
 }
 
-/// A file system of a mebibyte, in the mount namespace that the test has for itself.
-fn small_disk(at: &Path) -> bool {
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m,mode=777", "rbee-test"])
-        .arg(at)
-        .status();
-    mount.is_ok_and(|status| status.success())
-}
-
 #[test]
 fn a_full_disk_loses_the_log_and_not_the_tree() {
     if !pidns::inside(module_path!(), "a_full_disk_loses_the_log_and_not_the_tree") {
         return;
     }
     let ground = Ground::new();
-    if !small_disk(&ground.outside()) || !small_disk(&ground.work()) {
+    let small = "size=1m,mode=777";
+    let (Some(_log_disk), Some(_work_disk)) =
+        (Mounted::at(&ground.outside(), small), Mounted::at(&ground.work(), small))
+    else {
         return eprintln!("skipped: a full disk: no tmpfs can be mounted here");
-    }
+    };
     let log = ground.outside().join("x.log");
     let text = "head -c 4000000 /dev/zero > fill 2>/dev/null; echo filled: $?; seq 1 400000; echo end";
     let spec = Spec { log: Some(log.clone()), tell: true, ..script("full", text) };
@@ -295,9 +283,6 @@ fn a_full_disk_loses_the_log_and_not_the_tree() {
         std::fs::rename(ground.work().join("fill"), ground.work().join("below/fill")).unwrap();
         assert!(remove_tree(&ground.work().join("below")).unwrap() > MEBIBYTE / 2);
     });
-    for mounted in [ground.outside(), ground.work()] {
-        assert!(std::process::Command::new("umount").arg(mounted).status().unwrap().success());
-    }
 }
 
 // ── what is left
@@ -385,7 +370,8 @@ fn many_files_go_in_reasonable_time() {
     if !pidns::inside(module_path!(), "many_files_go_in_reasonable_time") {
         return;
     }
-    let ground = Ground::new();
+    // A busy disk would be what is measured.
+    let ground = Ground::in_memory();
     std::fs::write(ground.outside().join("kept"), "kept").unwrap();
     let count = if is_full() { 1_000_000 } else { 20_000 };
     let text = format!(

@@ -94,18 +94,48 @@ pub fn also_as_nobody(test: &str, body: impl FnOnce()) {
     assert!(status.success(), "{test} as uid {NOBODY}: {status}");
 }
 
+/// A file system in memory, in the mount namespace that a test has for itself.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    pub fn at(place: &Path, options: &str) -> Option<Mounted> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "rbee-test"]).arg(place);
+        mount.status().is_ok_and(|status| status.success()).then(|| Mounted(place.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Else it goes with the namespace.
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 /// A folder for records, one to work in, and one outside of everything.
 pub struct Ground {
+    // Unmounted before the folder it is mounted on is removed.
+    _memory: Option<Mounted>,
     root: tempfile::TempDir,
 }
 
 impl Ground {
     pub fn new() -> Ground {
+        Ground::on(|_| None)
+    }
+
+    /// In memory where that can be had.
+    pub fn in_memory() -> Ground {
+        Ground::on(|root| Mounted::at(root, "nr_inodes=0,mode=777"))
+    }
+
+    fn on(mount: impl FnOnce(&Path) -> Option<Mounted>) -> Ground {
         let root = tempfile::tempdir().expect("a directory");
+        let memory = mount(root.path());
         for name in ["records", "work", "outside"] {
             std::fs::create_dir(root.path().join(name)).expect("a directory");
         }
-        Ground { root }
+        Ground { _memory: memory, root }
     }
 
     pub fn records(&self) -> PathBuf {
