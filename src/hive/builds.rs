@@ -130,9 +130,11 @@ impl Builds {
                     break build;
                 }
                 Entered::Ending(build) => {
+                    job.waiting(format!("an earlier build of {id} is being cleared away"));
                     if job.token().run_until_cancelled(build.ended()).await.is_none() {
                         return Outcome::Cancelled(Receipt::default());
                     }
+                    job.running();
                 }
             }
         };
@@ -179,7 +181,7 @@ async fn follow(build: &Build, job: &Context) -> Outcome {
         tokio::select! {
             step = events.next() => match step {
                 Step::Event(_, event) => job.emit(event),
-                Step::Missed(count) => job.emit(JobEvent::warn("build", format!("{count} events of the build are no longer kept"))),
+                Step::Missed { count, .. } => job.emit(JobEvent::warn("build", format!("{count} events of the build are no longer kept"))),
                 Step::End(_) => break,
             },
             () = job.token().cancelled(), if !is_leaving => {
