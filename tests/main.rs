@@ -12,6 +12,7 @@ mod models;
 mod processes;
 mod run;
 mod shutdown;
+mod sources;
 mod statics;
 mod support;
 mod tidy;
