@@ -16,6 +16,7 @@ mod processes;
 mod recipes;
 mod run;
 mod shutdown;
+mod sources;
 mod statics;
 mod support;
 mod tidy;

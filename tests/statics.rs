@@ -185,7 +185,7 @@ const NAMES: [&str; 3] = ["hub.test", "hub-by-dns.test", "hub.local"];
 async fn fetch_by_every_kind_of_name(dir: &Path) {
     let server = UdpSocket::bind("127.0.0.1:53").await.unwrap();
     tokio::spawn(serve_names(server));
-    let tls = authority(dir);
+    let tls = authority(dir, &NAMES);
     let bytes = tiny(&Tiny::default());
     for name in NAMES {
         let hub = TestHub::serve("127.0.0.1:0", Some(tls.clone()), bytes.clone(), []).await;
@@ -245,14 +245,14 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
 }
 
 /// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.
-fn authority(dir: &Path) -> TlsAcceptor {
+pub fn authority(dir: &Path, names: &[&str]) -> TlsAcceptor {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     std::fs::write(dir.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = rcgen::Issuer::new(params, key);
     let server_key = rcgen::KeyPair::generate().unwrap();
-    let names = NAMES.map(str::to_owned).to_vec();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let key = rustls::pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();

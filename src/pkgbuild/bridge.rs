@@ -42,7 +42,7 @@ pub(super) async fn metadata(
     trees: &Trees<'_>,
     pkgbuild: &str,
 ) -> Result<Metadata, Stop> {
-    let script = work.control.join("bridge.sh");
+    let script = work.ours.join("bridge.sh");
     let target = work.control.join("fields");
     std::fs::write(&script, BRIDGE).map_err(|e| work.failed("writing the bridge script", &e))?;
 

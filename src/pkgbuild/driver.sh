@@ -1,12 +1,13 @@
 # Runs phases of a PKGBUILD in one shell, as makepkg does; execute.rs runs this behind walls.
-#   $1 the folder in which this tells how far it came   then the phases; CARCH, CHOST and the rest are in the environment
+#   $1 the folder in which this tells how far it came   $2 the folder of the packages   then the phases
+# CARCH, CHOST and the rest are in the environment.
 # Names begin with __rbee so that a recipe's own are never in the way.
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     echo "bash $BASH_VERSION is too old: 4.4 or newer is needed"
     exit 90
 fi
-declare -r __rbee_control=$1 startdir=$PWD
-shift
+declare -r __rbee_control=$1 __rbee_packages=$2 startdir=$PWD
+shift 2
 umask 0022
 shopt -s extglob
 __rbee_overrides='pkgdesc arch url license groups depends optdepends provides conflicts replaces backup options install
@@ -99,7 +100,7 @@ __rbee_package() {
     cd "$startdir"
 }
 
-__rbee_packages() {
+__rbee_all_packages() {
     local __rbee_names __rbee_name __rbee_saved
     if ((${#pkgname[@]} == 1)) && ! __rbee_has "package_$pkgname"; then
         if __rbee_has package; then __rbee_package package; else __rbee_package; fi
@@ -127,13 +128,13 @@ __rbee_note PKGBUILD
 __rbee_source
 pkgbase=${pkgbase:-${pkgname[0]}}
 srcdir=$startdir/src
-pkgdirbase=$startdir/pkg
+pkgdirbase=$__rbee_packages
 pkgdir=$pkgdirbase/$pkgbase
 for __rbee_each in "$@"; do
     case $__rbee_each in
         pkgver) if __rbee_has pkgver; then __rbee_update_version; fi ;;
         flags) case " ${options[*]} " in *' !makeflags '*) unset -v MAKEFLAGS ;; esac ;;
-        package) __rbee_packages ;;
+        package) __rbee_all_packages ;;
         *) if __rbee_has "$__rbee_each"; then __rbee_phase "$__rbee_each"; fi ;;
     esac
     cd "$startdir"

@@ -16,7 +16,6 @@ use super::{Ended, Order};
 use crate::process::{Exit, Spec};
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::{Code, Failure};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
@@ -109,6 +108,13 @@ async fn phases(
     (cancel, hurry): (&CancellationToken, &CancellationToken),
 ) -> Result<(Metadata, package::Package), Stop> {
     let sandbox = Sandbox::new(&order.env);
+    // Before any of the recipe's own runs.
+    std::fs::write(driver(work), DRIVER).map_err(|e| work.failed("writing the driver script in", &e))?;
+    work.write_owners(sandbox.tool("install").as_deref())?;
+    if let Some(config) = sandbox.cargo_config() {
+        let path = work.cargo.join("config.toml");
+        std::fs::write(path, config).map_err(|e| work.failed("writing cargo's settings in", &e))?;
+    }
     let mut metadata = declare(order, work, &sandbox, trees).await?;
     tell(JobEvent::narrate(ACTION, format!("{} {}", metadata.pkgbase, metadata.version())));
     for warning in metadata.warnings.iter().chain(sandbox.warnings()) {
@@ -118,15 +124,6 @@ async fn phases(
         tell(JobEvent::warn(ACTION, "the install= scriptlet is ignored: rbee runs none"));
     }
     stage::sources(order, &metadata, work, tell, cancel, hurry).await?;
-
-    if let Some(config) = sandbox.cargo_config() {
-        let path = work.cargo.join("config.toml");
-        std::fs::write(path, config).map_err(|e| work.failed("writing cargo's settings in", &e))?;
-    }
-    std::fs::write(driver(work), DRIVER).map_err(|e| work.failed("writing the driver script in", &e))?;
-    // Until package(), $pkgdir is not there, and its folder is closed: what build() installs would be lost.
-    std::fs::create_dir_all(&work.packages).map_err(|e| work.failed("making folders in", &e))?;
-    close(&work.packages, true).map_err(|e| work.failed("closing a folder in", &e))?;
 
     let mut offline = vec!["pkgver", "flags", "build", "check"];
     if metadata.network_in_prepare() && metadata.has("prepare") {
@@ -138,8 +135,6 @@ async fn phases(
     if ["prepare", "pkgver", "build", "check"].iter().any(|function| metadata.has(function)) {
         run(Phase::Offline, &offline, work, &sandbox, trees).await?;
     }
-    close(&work.packages, false).map_err(|e| work.failed("opening a folder in", &e))?;
-    work.write_owners(sandbox.tool("install").as_deref())?;
     run(Phase::Package, &["flags", "package"], work, &sandbox, trees).await?;
     read_version(work, &mut metadata)?;
 
@@ -156,8 +151,8 @@ async fn run(
     trees: &Trees<'_>,
 ) -> Result<(), Stop> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let (script, control) = (text(&driver(work)), text(&work.control));
-    let words = ["bash", "--norc", "--noprofile", &script, &control].map(str::to_owned);
+    let (script, control, packages) = (text(&driver(work)), text(&work.control), text(&work.packages));
+    let words = ["bash", "--norc", "--noprofile", &script, &control, &packages].map(str::to_owned);
     let argv = words.into_iter().chain(names.iter().map(|name| (*name).to_owned()));
     let mut spec = Spec::new(trees.name(names[0]), argv);
     spec.program = Some(sandbox.bash()?);
@@ -175,7 +170,7 @@ async fn run(
 }
 
 fn driver(work: &Work) -> std::path::PathBuf {
-    work.control.join("driver.sh")
+    work.ours.join("driver.sh")
 }
 
 fn note(work: &Work) -> std::path::PathBuf {
@@ -211,12 +206,6 @@ fn failed(ended: &TreeEnd, phase: &str, trees: &Trees<'_>) -> Failure {
             "log": log,
         }),
     )
-}
-
-/// $pkgdir's parent without read and write for anybody, and back.
-fn close(folder: &Path, closed: bool) -> std::io::Result<()> {
-    let mode = if closed { 0o111 } else { 0o755 };
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))
 }
 
 /// The version as it is after pkgver().

@@ -202,13 +202,14 @@ impl Sandbox {
 
     pub(super) fn confine(&self, phase: Phase, work: &Work) -> Confine {
         let mut read = self.read.clone();
-        let write = match phase {
-            Phase::Metadata => {
-                read.push(work.start.clone());
-                vec![work.control.clone(), work.temporary.clone()]
-            }
-            _ => vec![work.root.clone()],
-        };
+        read.push(work.root.clone());
+        let mut write = vec![work.control.clone(), work.temporary.clone()];
+        if phase != Phase::Metadata {
+            write.extend([work.start.clone(), work.home.clone(), work.cargo.clone()]);
+        }
+        if phase == Phase::Package {
+            write.push(work.packages.clone());
+        }
         if phase == Phase::Networked {
             read.extend(ETC_NETWORK.iter().map(|name| Path::new("/etc").join(name)));
             read.extend(CERTIFICATES.iter().map(PathBuf::from));

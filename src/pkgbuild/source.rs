@@ -195,8 +195,9 @@ fn element(text: &str) -> Result<Source, SourceError> {
     }
     let shown = || text.escape_debug().to_string();
     let (given, address) = match text.split_once("::") {
-        Some((name, address)) => (Some(name), address),
-        None => (None, text),
+        // The colons of an IPv6 address come after a scheme's.
+        Some((name, address)) if !name.contains("://") => (Some(name), address),
+        _ => (None, text),
     };
     let (place, own) = match address.split_once("://") {
         // A local file cannot be renamed: makepkg would look for one of the new name.

@@ -18,7 +18,7 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 /// What lies in `$startdir` already.
-const TAKEN: [&str; 3] = ["PKGBUILD", "src", "pkg"];
+const TAKEN: [&str; 2] = ["PKGBUILD", "src"];
 
 impl From<fetch::Stop> for Stop {
     fn from(stop: fetch::Stop) -> Self {
@@ -38,7 +38,6 @@ pub(super) async fn sources(
     cancel: &CancellationToken,
     hurry: &CancellationToken,
 ) -> Result<(), Stop> {
-    std::fs::create_dir(&work.sources).map_err(|error| work.failed("making folders in", &error))?;
     let mut all: Vec<Source> = Vec::new();
     for array in &metadata.sources {
         all.extend(source::parse(&array.sources, &array.sums).map_err(Failure::from)?);

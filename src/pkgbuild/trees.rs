@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// From TERM to KILL when cancelled.
 const GRACE: Duration = Duration::from_secs(2);
+/// Processes and threads of one tree, where the node can count them: a large machine's compilers, not a fork bomb.
+const PROCESSES_MAX: u32 = 8192;
 /// Lines of output that an error quotes.
 const TAIL_LINES_MAX: usize = 20;
 /// What the driver says when it begins a phase; a recipe that says it, too, names its own lines wrongly.
@@ -112,6 +114,7 @@ impl<'a> Trees<'a> {
         spec.grace_ms = GRACE.as_millis() as u64;
         spec.scratch = Some(self.root.clone());
         spec.pid_namespace = true;
+        spec.processes_max = Some(PROCESSES_MAX);
         spec.rung_max = self.order.rung_max.clone();
         let directory = &self.order.processes;
         let tree = match &self.order.shim {

@@ -2,12 +2,17 @@
 //!
 //! ```text
 //! builds/<job>/
-//!   start/            $startdir: the PKGBUILD and the files that its sources name
-//!     src/  pkg/      $srcdir, $pkgdir below the second, as makepkg has them
+//!   ours/             our scripts, and chown and its like without effect for package(); the recipe cannot write here
+//!   start/            $startdir: the PKGBUILD, links to the sources
+//!     src/            $srcdir
+//!   pkg/              $pkgdir below it; written by package() alone
 //!   home/  cargo/  tmp/
-//!   control/          our scripts and what they tell
-//!     owners/         chown and its like without effect, for package()
+//!   control/          what our scripts tell us
 //! ```
+//!
+//! What runs behind the walls may write in these folders and not beside them, so that none of them is ever replaced by a
+//! link. Whatever we write after a recipe's code has run lies where that code could not: a link put there would have us
+//! write to a file of the person's. What is read from where it could is looked at first.
 
 use crate::process::remove_tree;
 use crate::wire::job::Receipt;
@@ -49,6 +54,7 @@ pub(super) struct Work {
     pub cargo: PathBuf,
     pub temporary: PathBuf,
     pub control: PathBuf,
+    pub ours: PathBuf,
     pub owners: PathBuf,
     /// When this began, which dates what is built unless the daemon's environment says otherwise.
     pub epoch_seconds: u64,
@@ -62,13 +68,14 @@ impl Work {
         let start = absolute.join("start");
         let work = Work {
             sources: start.join("src"),
-            packages: start.join("pkg"),
+            packages: absolute.join("pkg"),
             start,
             home: absolute.join("home"),
             cargo: absolute.join("cargo"),
             temporary: absolute.join("tmp"),
             control: absolute.join("control"),
-            owners: absolute.join("control/owners"),
+            ours: absolute.join("ours"),
+            owners: absolute.join("ours/owners"),
             root: absolute,
             epoch_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             is_removed: false,
@@ -79,7 +86,17 @@ impl Work {
             made.map_err(|error| failed("making", path, &error))
         };
         folder(&work.root, 0o700)?;
-        for path in [&work.start, &work.home, &work.cargo, &work.temporary, &work.control, &work.owners] {
+        let folders = [
+            &work.start,
+            &work.sources,
+            &work.packages,
+            &work.home,
+            &work.cargo,
+            &work.temporary,
+            &work.control,
+            &work.owners,
+        ];
+        for path in folders {
             folder(path, 0o755)?;
         }
         Ok(work)

@@ -16,10 +16,12 @@
 
 mod adopt;
 mod capture;
+mod cgroup;
 mod confine;
 mod contain;
 mod identity;
 mod inherited;
+mod ladder;
 mod launch;
 mod lease;
 mod printable;
@@ -31,11 +33,18 @@ mod spawn;
 mod sweep;
 mod tree;
 mod usage;
+mod watcher;
 
 #[cfg(target_os = "linux")]
 mod capabilities;
 #[cfg(target_os = "linux")]
+mod fork;
+#[cfg(target_os = "linux")]
+mod init;
+#[cfg(target_os = "linux")]
 mod landlock;
+#[cfg(target_os = "linux")]
+mod namespaces;
 #[cfg(target_os = "linux")]
 #[path = "linux.rs"]
 mod platform;
@@ -49,9 +58,9 @@ mod seccomp;
 
 pub use adopt::adopt;
 pub use confine::{Confine, Walls};
-pub use contain::ladder;
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
+pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
 pub use platform::{memory_bytes, own_program};
 pub use protocol::Exit;
@@ -85,6 +94,8 @@ pub enum ProcessError {
     ShimLost { id: String },
     #[error("starting `{program}`: {reason}")]
     Start { program: String, reason: String },
+    #[error("`{id}` asks for the rung `{name}`: there are cgroup, pid namespace, pinned group and group")]
+    Rung { id: String, name: String },
     #[error("`{id}` names no program: argv is empty")]
     NoProgram { id: String },
 }

@@ -1,4 +1,4 @@
-//! A hub on loopback that serves one file, over HTTP or TLS, and misbehaves by script: one fault a request, in order,
+//! A hub on loopback that serves a model, or other files, over HTTP or TLS, and misbehaves by script: one fault a request, in order,
 //! and none when the script is done. It remembers what it was asked.
 
 use std::collections::VecDeque;
@@ -21,6 +21,12 @@ pub enum Fault {
     None,
     /// Only a status.
     Status(u16),
+    /// A status and lines of headers.
+    StatusWith(u16, String),
+    /// Another file of the same length.
+    OtherTag,
+    /// The whole without saying how long it is, as it ends with the connection.
+    NoLength,
     /// Closes the connection after so many bytes of the body.
     CutAt(usize),
     /// Sends so many bytes of the body, then nothing.
@@ -59,7 +65,8 @@ impl Asked {
 }
 
 struct State {
-    bytes: Vec<u8>,
+    /// By the end of their path.
+    files: Vec<(String, Vec<u8>)>,
     script: Mutex<VecDeque<Fault>>,
     asked: watch::Sender<Vec<Asked>>,
     body_bytes_sent: Mutex<u64>,
@@ -89,10 +96,20 @@ impl TestHub {
         bytes: Vec<u8>,
         script: impl IntoIterator<Item = Fault>,
     ) -> TestHub {
+        let files = vec![(format!("/{REPO}/resolve/{REVISION}/{FILE}"), bytes)];
+        TestHub::serve_files(listen, tls, files, script).await
+    }
+
+    pub async fn serve_files(
+        listen: &str,
+        tls: Option<TlsAcceptor>,
+        files: Vec<(String, Vec<u8>)>,
+        script: impl IntoIterator<Item = Fault>,
+    ) -> TestHub {
         let listener = TcpListener::bind(listen.parse::<SocketAddr>().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            bytes,
+            files,
             script: Mutex::new(script.into_iter().collect()),
             asked: watch::Sender::default(),
             body_bytes_sent: Mutex::default(),
@@ -142,12 +159,16 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) 
     let Some(asked) = read_head(&mut stream).await? else { return Ok(()) };
     let fault = state.script.lock().unwrap().pop_front().unwrap_or(Fault::None);
     state.asked.send_modify(|all| all.push(asked.clone()));
-    let path = format!("/{REPO}/resolve/{REVISION}/{FILE}");
-    if !asked.path.split('?').next().is_some_and(|p| p.ends_with(&path)) {
-        return status(&mut stream, 404, "").await;
-    }
+    let path = asked.path.split('?').next().unwrap_or_default();
+    let found = state.files.iter().find(|(end, _)| path.ends_with(end.as_str()));
+    let bytes = match (found, &fault) {
+        (Some((_, bytes)), _) => bytes.as_slice(),
+        (None, Fault::RedirectTo(_) | Fault::Status(_) | Fault::StatusWith(..)) => &[],
+        (None, _) => return status(&mut stream, 404, "").await,
+    };
     match fault {
         Fault::Status(code) => return status(&mut stream, code, "").await,
+        Fault::StatusWith(code, headers) => return status(&mut stream, code, &headers).await,
         Fault::RedirectTo(to) => return status(&mut stream, 302, &format!("location: {to}\r\n")).await,
         Fault::NeverAnswer => {
             // Until the client has had enough.
@@ -156,18 +177,18 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) 
         }
         _ => {}
     }
-    let whole = state.bytes.len();
+    let whole = bytes.len();
     let from = match (&fault, asked.header("range")) {
-        (Fault::IgnoreRange, _) | (_, None) => 0,
+        (Fault::IgnoreRange | Fault::NoLength, _) | (_, None) => 0,
         (_, Some(range)) => {
             range.trim_start_matches("bytes=").split('-').next().unwrap().parse::<usize>().unwrap()
         }
     };
-    if from >= whole {
+    if from >= whole && from > 0 {
         return status(&mut stream, 416, &format!("content-range: bytes */{whole}\r\n")).await;
     }
     let from = from + usize::from(matches!(fault, Fault::LatePart));
-    let mut body = state.bytes[from..].to_vec();
+    let mut body = bytes[from..].to_vec();
     let mut head = match from {
         0 => "HTTP/1.1 200 OK\r\n".to_owned(),
         _ => format!("HTTP/1.1 206 Partial Content\r\ncontent-range: bytes {from}-{}/{whole}\r\n", whole - 1),
@@ -178,10 +199,11 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) 
         Fault::Gzip => head.push_str("content-encoding: gzip\r\n"),
         _ => {}
     }
-    if !matches!(fault, Fault::Endless) {
+    if !matches!(fault, Fault::Endless | Fault::NoLength) {
         head.push_str(&format!("content-length: {}\r\n", body.len()));
     }
-    head.push_str(&format!("etag: \"tiny\"\r\nx-repo-commit: {REVISION}\r\nconnection: close\r\n\r\n"));
+    let tag = if matches!(fault, Fault::OtherTag) { "other" } else { "tiny" };
+    head.push_str(&format!("etag: \"{tag}\"\r\nx-repo-commit: {REVISION}\r\nconnection: close\r\n\r\n"));
     stream.write_all(head.as_bytes()).await?;
     if asked.method == "HEAD" {
         return stream.flush().await;

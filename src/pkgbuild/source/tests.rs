@@ -31,6 +31,8 @@ fn a_source_is_called_as_makepkg_calls_it() {
         ("src::git+https://x.test/o/repo.git?signed#tag=v1", "src"),
         ("git://x.test/repo.git", "repo"),
         ("file:///d/e.zip", "e.zip"),
+        ("https://[2606:4700::1]/a.zip", "a.zip"),
+        ("n::https://[2606:4700::1]/a.zip", "n"),
     ] {
         assert_eq!(one(text).map(|source| source.name).unwrap(), name, "{text}");
     }
