@@ -1,9 +1,11 @@
 //! Taking over what another hive started: its shims are connected to, what a dead shim left is swept.
 
 use super::ProcessError;
-use super::record::Files;
+use super::record::{Files, Record};
+use super::remove::remove_tree;
 use super::sweep::sweep;
 use super::tree::Tree;
+use crate::wire::job::Receipt;
 use std::path::Path;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -45,7 +47,7 @@ async fn adopt_one(files: Files) -> Option<Tree> {
                 Some(shim) if peer.is_some_and(|pid| pid != shim.pid) => {
                     Err(ProcessError::ShimLost { id: record.spec.id.clone() })
                 }
-                _ => Tree::take(stream, files.clone(), None).await,
+                _ => Tree::take(stream, files.clone(), &record.spec, None).await,
             }
         }
         Err(source) => Err(ProcessError::Lease { id: record.spec.id.clone(), source }),
@@ -53,10 +55,31 @@ async fn adopt_one(files: Files) -> Option<Tree> {
     match lease {
         Ok(tree) => Some(tree),
         Err(error) => {
-            let swept = tokio::task::spawn_blocking(move || sweep(&record)).await.unwrap_or_default();
-            tracing::warn!(%error, processes = swept.processes_reaped, clean = swept.clean, "swept what a dead shim left");
+            let swept =
+                tokio::task::spawn_blocking(move || sweep_with_scratch(&record)).await.unwrap_or_default();
+            tracing::warn!(
+                %error,
+                processes = swept.processes_reaped,
+                clean = swept.clean,
+                bytes = swept.bytes_removed,
+                "swept what a dead shim left"
+            );
             files.remove();
             None
         }
     }
+}
+
+/// Nobody held the tree, so nobody else removes what it worked in.
+fn sweep_with_scratch(record: &Record) -> Receipt {
+    let mut receipt = sweep(record);
+    if let Some(scratch) = &record.spec.scratch {
+        match remove_tree(scratch) {
+            Ok(bytes) => receipt.bytes_removed = bytes,
+            Err(error) => {
+                tracing::warn!(%error, path = %scratch.display(), "the folder of a tree cannot be removed")
+            }
+        }
+    }
+    receipt
 }

@@ -1,5 +1,6 @@
 //! A child's output, bounded: as lines for the lease holders, or as a log that keeps its head and its tail.
 
+use super::printable::printable;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,36 +24,55 @@ pub(super) struct Splitter {
     returned: bool,
 }
 
+/// A line as it was written: turning it into text is for whom it is told, if it is told.
+#[derive(Debug)]
+pub(super) struct Line<'a> {
+    bytes: &'a [u8],
+    cut: u64,
+}
+
+impl Line<'_> {
+    pub(super) fn text(&self) -> String {
+        let mut text = printable(self.bytes);
+        if self.cut > 0 {
+            text.push_str(&format!(" [+{} bytes]", self.cut));
+        }
+        text
+    }
+}
+
 impl Splitter {
-    pub(super) fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
+    pub(super) fn push(&mut self, bytes: &[u8], mut line: impl FnMut(Line<'_>)) {
         for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
             let (text, ends) = match piece.split_last() {
                 Some((b'\n' | b'\r', text)) => (text, true),
                 _ => (piece, false),
             };
-            let room = LINE_BYTES_MAX - self.partial.len();
-            let kept = text.len().min(room);
-            self.partial.extend_from_slice(&text[..kept]);
-            self.cut += (text.len() - kept) as u64;
             let nothing_new = text.is_empty() && self.partial.is_empty();
-            if ends && !(nothing_new && (piece == b"\r" || self.returned)) {
-                line(self.take());
+            let belongs_to_the_last = nothing_new && (piece == b"\r" || self.returned);
+            if ends && self.partial.is_empty() && text.len() <= LINE_BYTES_MAX {
+                // Whole at once, which is nearly always.
+                if !belongs_to_the_last {
+                    line(Line { bytes: text, cut: 0 });
+                }
+            } else {
+                let kept = text.len().min(LINE_BYTES_MAX - self.partial.len());
+                self.partial.extend_from_slice(&text[..kept]);
+                self.cut += (text.len() - kept) as u64;
+                if ends {
+                    self.finish(&mut line);
+                }
             }
             self.returned = piece.ends_with(b"\r");
         }
     }
 
     /// What came without a newline at the end.
-    pub(super) fn finish(&mut self) -> Option<String> {
-        (!self.partial.is_empty()).then(|| self.take())
-    }
-
-    fn take(&mut self) -> String {
-        let mut text = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned();
-        if self.cut > 0 {
-            text.push_str(&format!(" [+{} bytes]", std::mem::take(&mut self.cut)));
+    pub(super) fn finish(&mut self, mut line: impl FnMut(Line<'_>)) {
+        if !self.partial.is_empty() {
+            line(Line { bytes: &self.partial, cut: std::mem::take(&mut self.cut) });
+            self.partial.clear();
         }
-        text
     }
 }
 
@@ -65,7 +85,7 @@ pub(super) struct CappedLog {
 }
 
 impl CappedLog {
-    pub(super) fn create(path: &Path) -> io::Result<CappedLog> {
+    pub(super) fn begin(path: &Path) -> io::Result<CappedLog> {
         for stale in [tail_path(path), old_tail_path(path)] {
             match std::fs::remove_file(stale) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -73,6 +93,22 @@ impl CappedLog {
             }
         }
         Ok(CappedLog { path: path.to_owned(), file: open_fresh(path)?, room: LOG_HEAD_BYTES_MAX })
+    }
+
+    /// Goes on where an earlier tree stopped, under the same bounds for all of them together.
+    pub(super) fn go_on(path: &Path) -> io::Result<CappedLog> {
+        let newest = [(tail_path(path), LOG_TAIL_HALF_BYTES_MAX), (path.to_owned(), LOG_HEAD_BYTES_MAX)];
+        for (newest, bytes_max) in newest {
+            match OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW).open(newest) {
+                Ok(file) => {
+                    let room = bytes_max.saturating_sub(file.metadata()?.len());
+                    return Ok(CappedLog { path: path.to_owned(), file, room });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        CappedLog::begin(path)
     }
 
     /// An error (a full disk) loses these bytes and nothing else: the child is not to stop for its log.
@@ -101,7 +137,14 @@ impl CappedLog {
 }
 
 fn open_fresh(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    // No link: where a child can write beside its log it shall not choose what else is written.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 fn tail_path(log: &Path) -> PathBuf {
@@ -128,8 +171,8 @@ pub(super) fn tail(log: &Path, lines: usize) -> Vec<String> {
     }
     let mut all = Vec::new();
     let mut splitter = Splitter::default();
-    splitter.push(&text, |line| all.push(line));
-    all.extend(splitter.finish());
+    splitter.push(&text, |line| all.push(line.text()));
+    splitter.finish(|line| all.push(line.text()));
     all.split_off(all.len().saturating_sub(lines))
 }
 
@@ -149,9 +192,9 @@ mod tests {
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let (mut all, mut splitter) = (Vec::new(), Splitter::default());
         for chunk in chunks {
-            splitter.push(chunk, |line| all.push(line));
+            splitter.push(chunk, |line| all.push(line.text()));
         }
-        all.extend(splitter.finish());
+        splitter.finish(|line| all.push(line.text()));
         all
     }
 
@@ -159,7 +202,7 @@ mod tests {
     fn lines_survive_any_cut_and_any_bytes() {
         assert_eq!(lines(&[b"on", b"e\ntwo\n\nthr", b"ee"]), ["one", "two", "", "three"]);
         assert_eq!(lines(&[b"10%\r20%\r\r30%\r\n\r", b"\nend\r", b"\n\n"]), ["10%", "20%", "30%", "end", ""]);
-        assert_eq!(lines(&[b"a\xff\x00b\n"]), ["a\u{fffd}\0b"]);
+        assert_eq!(lines(&[b"a\xff\x00b\n"]), ["a\u{fffd}b"]);
     }
 
     #[test]
@@ -174,10 +217,13 @@ mod tests {
     fn a_log_keeps_its_head_and_its_tail() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.log");
-        let mut log = CappedLog::create(&path).unwrap();
+        let mut log = CappedLog::begin(&path).unwrap();
         log.write(b"first\n").unwrap();
         let mebibyte: Vec<u8> = b"middle\n".repeat(150_000);
-        for _ in 0..50 {
+        for part in 0..50 {
+            if part % 7 == 0 {
+                log = CappedLog::go_on(&path).unwrap();
+            }
             log.write(&mebibyte).unwrap();
         }
         log.write(b"second last\nlast\n").unwrap();
@@ -187,5 +233,27 @@ mod tests {
             std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes <= LOG_HEAD_BYTES_MAX + 2 * LOG_TAIL_HALF_BYTES_MAX);
         assert!(tail(&directory.path().join("none"), 3).is_empty());
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_was_left_and_begins_where_there_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.log");
+        for text in ["one\n", "two\n"] {
+            CappedLog::go_on(&path).unwrap().write(text.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        CappedLog::begin(&path).unwrap().write(b"three\n").unwrap();
+        assert_eq!(tail(&path, 5), ["three"]);
+    }
+
+    #[test]
+    fn a_log_is_not_written_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, outside) = (directory.path().join("x.log"), directory.path().join("outside"));
+        std::fs::write(&outside, "kept").unwrap();
+        std::os::unix::fs::symlink(&outside, &path).unwrap();
+        assert!(CappedLog::begin(&path).is_err() && CappedLog::go_on(&path).is_err());
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "kept");
     }
 }

@@ -12,24 +12,14 @@ const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Lease {
     pub(super) stream: UnixStream,
     asked: Frames,
-    outbox: VecDeque<Vec<u8>>,
-    outbox_bytes: usize,
-    /// How much of the first frame is written.
-    written: usize,
+    outbox: VecDeque<u8>,
     dropped: u64,
 }
 
 impl Lease {
     pub(super) fn new(stream: UnixStream) -> std::io::Result<Lease> {
         stream.set_nonblocking(true)?;
-        Ok(Lease {
-            stream,
-            asked: Frames::default(),
-            outbox: VecDeque::new(),
-            outbox_bytes: 0,
-            written: 0,
-            dropped: 0,
-        })
+        Ok(Lease { stream, asked: Frames::default(), outbox: VecDeque::new(), dropped: 0 })
     }
 
     /// Something that must arrive: few and small by the protocol, so not counted against the bound.
@@ -38,12 +28,17 @@ impl Lease {
         self.enqueue(frame(message));
     }
 
-    /// A line of output, if there is room.
-    pub(super) fn tell_line(&mut self, line: &str) {
-        if self.outbox_bytes + line.len() > OUTBOX_BYTES_MAX {
+    /// Whether a line of output would be told. The child's output is not even turned into text for nobody.
+    pub(super) fn has_room(&self) -> bool {
+        self.outbox.len() + FRAME_BYTES_MAX <= OUTBOX_BYTES_MAX
+    }
+
+    /// A line of output, if there is room; without a text, or without room, it is counted.
+    pub(super) fn tell_line(&mut self, line: Option<&str>) {
+        let Some(line) = line.filter(|_| self.has_room()) else {
             self.dropped += 1;
             return;
-        }
+        };
         self.tell_dropped();
         self.enqueue(frame(&Said { line: Some(line.to_owned()), ..Said::default() }));
     }
@@ -56,8 +51,7 @@ impl Lease {
     }
 
     fn enqueue(&mut self, bytes: Vec<u8>) {
-        self.outbox_bytes += bytes.len();
-        self.outbox.push_back(bytes);
+        self.outbox.extend(bytes);
     }
 
     pub(super) fn has_more_to_tell(&self) -> bool {
@@ -66,18 +60,13 @@ impl Lease {
 
     /// Writes what the socket takes. False: the holder is gone.
     pub(super) fn flush(&mut self) -> bool {
-        while let Some(first) = self.outbox.front() {
-            match self.stream.write(&first[self.written..]) {
+        while !self.outbox.is_empty() {
+            match self.stream.write(self.outbox.as_slices().0) {
                 Ok(0) => return false,
-                Ok(count) => self.written += count,
+                Ok(count) => drop(self.outbox.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return false,
-            }
-            if self.written == first.len() {
-                self.outbox_bytes -= first.len();
-                self.written = 0;
-                self.outbox.pop_front();
             }
         }
         true
@@ -112,10 +101,10 @@ mod tests {
         let mut lease = Lease::new(ours).unwrap();
         let line = "x".repeat(1000);
         for _ in 0..20_000 {
-            lease.tell_line(&line);
+            lease.tell_line(Some(&line));
             assert!(lease.flush());
         }
-        assert!(lease.outbox_bytes <= OUTBOX_BYTES_MAX);
+        assert!(lease.outbox.len() <= OUTBOX_BYTES_MAX);
         lease.tell(&Said { failed: Some("last".into()), ..Said::default() });
 
         let reader = std::thread::spawn(move || {

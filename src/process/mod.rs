@@ -22,6 +22,7 @@ mod identity;
 mod inherited;
 mod launch;
 mod lease;
+mod printable;
 mod protocol;
 mod record;
 mod remove;
@@ -31,11 +32,17 @@ mod sweep;
 mod tree;
 
 #[cfg(target_os = "linux")]
+mod capabilities;
+#[cfg(target_os = "linux")]
+mod landlock;
+#[cfg(target_os = "linux")]
 #[path = "linux.rs"]
 mod platform;
 #[cfg(target_os = "macos")]
 #[path = "macos.rs"]
 mod platform;
+#[cfg(target_os = "linux")]
+mod refusals;
 #[cfg(target_os = "linux")]
 mod seccomp;
 

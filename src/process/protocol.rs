@@ -3,6 +3,7 @@
 //! A shim may be older or newer than the hive that adopts it, so both ends skip keys they do not know, every field
 //! may be absent, and nothing here is ever renamed or reused.
 
+use super::confine::Walls;
 use super::identity::Identity;
 use crate::wire::job::Receipt;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,9 @@ pub(super) struct Hello {
     pub shim: Identity,
     pub child: Identity,
     pub containment: String,
+    /// Empty from a shim that did not know of walls.
+    #[serde(default)]
+    pub walls: Walls,
     #[serde(default)]
     pub note: Value,
 }

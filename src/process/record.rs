@@ -37,7 +37,8 @@ pub struct Spec {
     /// The lines of the log are told to the lease holders, too.
     #[serde(default)]
     pub tell: bool,
-    /// A folder that the shim removes at the end of a tree that nobody holds any more: who does hold it removes it.
+    /// A folder that is removed at the end of a tree that nobody holds any more, by its shim or by the next `adopt`: who
+    /// does hold it removes it.
     #[serde(default)]
     pub scratch: Option<PathBuf>,
     /// From TERM to KILL, where who stops it does not say otherwise.
@@ -135,6 +136,11 @@ impl Files {
     pub(super) fn remove(&self) {
         // Whoever else may have removed them had the same reason.
         let _ = std::fs::remove_file(&self.record);
+        self.remove_socket();
+    }
+
+    /// Who looks for the tree finds nobody there, and what it left.
+    pub(super) fn remove_socket(&self) {
         let _ = std::fs::remove_file(&self.socket);
     }
 

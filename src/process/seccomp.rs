@@ -4,25 +4,25 @@
 use std::io;
 
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: u32 = 0xc000_003e;
+pub(super) const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: u32 = 0xc000_00b7;
+pub(super) const ARCHITECTURE: u32 = 0xc000_00b7;
 
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+pub(super) const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+pub(super) const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+pub(super) const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+pub(super) const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 
-const OFFSET_NUMBER: u32 = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
-const OFFSET_ARCHITECTURE: u32 = std::mem::offset_of!(libc::seccomp_data, arch) as u32;
+pub(super) const OFFSET_NUMBER: u32 = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
+pub(super) const OFFSET_ARCHITECTURE: u32 = std::mem::offset_of!(libc::seccomp_data, arch) as u32;
 /// x86_64 kernels know every call a second time, from this number on (x32): the way around a filter by number.
-const X32_FIRST: u32 = 0x4000_0000;
+pub(super) const X32_FIRST: u32 = 0x4000_0000;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const PRETEND: u32 = libc::SECCOMP_RET_ERRNO;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
-const fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+pub(super) const fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
@@ -49,11 +49,16 @@ pub(super) fn available() -> bool {
 /// Between fork and exec: pins this process and all it will ever start into its present group.
 pub(super) fn pin_group() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
+    install(&FILTER)
+}
+
+/// Between fork and exec, with `no_new_privs` set. Filters add up: the strictest answer of all counts.
+pub(super) fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
     let program =
-        libc::sock_fprog { len: FILTER.len() as libc::c_ushort, filter: FILTER.as_ptr().cast_mut() };
+        libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut() };
     // Without this flag kernels before 5.16 also switch speculation off, which would cost a worker its speed.
     for flags in [libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0] {
-        // SAFETY: the program and its instructions are constants that outlive the call, which copies them.
+        // SAFETY: the program and its instructions outlive the call, which copies them.
         let refused = unsafe {
             libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
         };

@@ -8,12 +8,14 @@
 //!   gone ◀── told ── Farewell (receipt) ◀──── no child left, from any phase; or 2 s of Killing ────┘
 //! ```
 
-use super::capture::{CappedLog, Splitter};
+use super::capture::{CappedLog, Line, Splitter};
+use super::confine::Walls;
 use super::contain::{Contained, Rung};
 use super::identity::Identity;
 use super::lease::Lease;
 use super::protocol::{Asked, Exit, Hello, LEASE_PROTOCOL, Said};
-use super::record::{Files, Record};
+use super::record::{Files, Record, Spec};
+use super::remove::remove_tree;
 use super::{inherited_listener, platform, spawn};
 use crate::wire::job::{Receipt, Survivor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -71,9 +73,23 @@ enum Phase {
     Gone,
 }
 
-enum Sink {
-    Log(CappedLog),
-    Lines(Splitter),
+/// Where output goes: into a log, to the lease holders as lines, or both.
+struct Sink {
+    log: Option<CappedLog>,
+    lines: Option<Splitter>,
+}
+
+impl Sink {
+    fn of(spec: &Spec) -> io::Result<Sink> {
+        let open = if spec.log_append { CappedLog::go_on } else { CappedLog::begin };
+        let lines = (spec.tell || spec.log.is_none()).then(Splitter::default);
+        Ok(Sink { log: spec.log.as_deref().map(open).transpose()?, lines })
+    }
+}
+
+fn tell_line(leases: &mut [Lease], line: &Line<'_>) {
+    let text = leases.iter().any(Lease::has_room).then(|| line.text());
+    leases.iter_mut().for_each(|lease| lease.tell_line(text.as_deref()));
 }
 
 struct Child {
@@ -84,6 +100,7 @@ struct Child {
     reaped: u32,
     /// The end of the tree, once begun: when, and what memory it had then.
     ending: Option<(Instant, u64)>,
+    walls: Walls,
     /// Closing it tells the child that the shim is gone.
     _alive: OwnedFd,
 }
@@ -101,6 +118,8 @@ struct Shim {
     /// When the tree ends for want of a lease.
     orphaned: Option<Instant>,
     child: Option<Child>,
+    /// A holder was told how it ended, so what is left to do is the holder's.
+    told: bool,
     phase: Phase,
 }
 
@@ -155,10 +174,7 @@ impl Shim {
         record.shim = Some(identity.clone());
         record.containment = rung.name().to_owned();
         files.write(&record).map_err(io::Error::other)?;
-        let sink = match &record.spec.log {
-            Some(path) => Sink::Log(CappedLog::create(path)?),
-            None => Sink::Lines(Splitter::default()),
-        };
+        let sink = Sink::of(&record.spec)?;
         Ok(Shim {
             files,
             record,
@@ -171,6 +187,7 @@ impl Shim {
             leases: Vec::new(),
             orphaned: None,
             child: None,
+            told: false,
             phase: Phase::Waiting { until: Instant::now() + FIRST_LEASE_MAX },
         })
     }
@@ -194,6 +211,7 @@ impl Shim {
             }
             self.pass_deadlines();
         }
+        self.remove_scratch();
         // Leases close with the process, not a moment before it: their holders take that for its end.
         std::mem::forget(self);
         Ok(())
@@ -295,6 +313,7 @@ impl Shim {
             shim: self.identity.clone(),
             child: child.identity.clone(),
             containment: self.rung.name().to_owned(),
+            walls: child.walls.clone(),
             note: self.record.spec.note.clone(),
         };
         Some(Said { hello: Some(hello), exited: child.exit, ..Said::default() })
@@ -309,6 +328,9 @@ impl Shim {
 
     fn flush_leases(&mut self) {
         self.leases.retain_mut(Lease::flush);
+        if matches!(self.phase, Phase::Farewell { .. }) {
+            self.told |= self.leases.iter().any(|lease| !lease.has_more_to_tell());
+        }
         self.notice_orphaning();
     }
 
@@ -355,8 +377,8 @@ impl Shim {
             Ok(both) => both,
             Err(error) => {
                 self.files.remove();
-                self.tell_all(&Said { failed: Some(error.to_string()), ..Said::default() });
                 self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
+                self.tell_all(&Said { failed: Some(error.to_string()), ..Said::default() });
                 return;
             }
         };
@@ -372,6 +394,7 @@ impl Shim {
             exit: None,
             reaped: 0,
             ending: None,
+            walls: started.walls,
             _alive: started.alive,
         });
         self.phase = Phase::Running;
@@ -461,16 +484,15 @@ impl Shim {
     /// The tree has ended, or what is left of it cannot: tells the receipt.
     fn farewell(&mut self) {
         self.read_output(DRAIN_READS_MAX);
-        if let Sink::Lines(splitter) = &mut self.sink
-            && let Some(line) = splitter.finish()
-        {
-            self.leases.iter_mut().for_each(|lease| lease.tell_line(&line));
+        if let Some(splitter) = &mut self.sink.lines {
+            splitter.finish(|line| tell_line(&mut self.leases, &line));
         }
-        let receipt = self.receipt();
+        let mut receipt = self.receipt();
+        receipt.bytes_removed = self.remove_scratch();
         // Before the receipt: whoever reads it may start a tree of the same name, and these would be its files.
         self.files.remove();
-        self.tell_all(&Said { receipt: Some(receipt), ..Said::default() });
         self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
+        self.tell_all(&Said { receipt: Some(receipt), ..Said::default() });
     }
 
     fn receipt(&self) -> Receipt {
@@ -492,8 +514,23 @@ impl Shim {
         }
     }
 
+    /// What the tree worked in, when nobody is left who would remove it; how much that gave back.
+    fn remove_scratch(&mut self) -> u64 {
+        if !self.leases.is_empty() || self.told {
+            return 0;
+        }
+        let Some(scratch) = self.record.spec.scratch.take() else { return 0 };
+        // A hive that starts meanwhile is not to wait for this: it finds nobody here, and does it itself.
+        self.files.remove_socket();
+        remove_tree(&scratch).unwrap_or_else(|error| {
+            eprintln!("rbee shim: removing {}: {error}", scratch.display());
+            0
+        })
+    }
+
     /// Ends without having started anything.
     fn leave(&mut self) {
+        self.remove_scratch();
         self.files.remove();
         self.phase = Phase::Gone;
     }
@@ -518,15 +555,12 @@ impl Shim {
         if let Phase::Lingering { until, .. } = self.phase {
             self.phase = Phase::Lingering { idle: Instant::now() + LINGER_IDLE_MAX, until };
         }
-        match &mut self.sink {
-            Sink::Log(log) => {
-                // A full disk loses output, not the child.
-                let _ = log.write(bytes);
-            }
-            Sink::Lines(splitter) => {
-                let leases = &mut self.leases;
-                splitter.push(bytes, |line| leases.iter_mut().for_each(|lease| lease.tell_line(&line)));
-            }
+        if let Some(log) = &mut self.sink.log {
+            // A full disk loses output, not the child.
+            let _ = log.write(bytes);
+        }
+        if let Some(splitter) = &mut self.sink.lines {
+            splitter.push(bytes, |line| tell_line(&mut self.leases, &line));
         }
     }
 

@@ -1,5 +1,6 @@
 //! From the shim to the leader of its tree: everything that happens between fork and exec.
 
+use super::confine::{Prepared, Walls};
 use super::contain::Rung;
 use super::inherited::{LISTENER_FD, SHIM_PIPE_FD};
 use super::platform;
@@ -18,6 +19,7 @@ pub(super) struct Started {
     pub output: OwnedFd,
     /// Held for as long as the shim lives; the child has the other end.
     pub alive: OwnedFd,
+    pub walls: Walls,
 }
 
 pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Result<Started> {
@@ -46,6 +48,9 @@ pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Re
     mappings.extend(inherit.map(|parent_fd| FdMapping { parent_fd, child_fd: LISTENER_FD }));
     command.fd_mappings(mappings).map_err(io::Error::other)?;
 
+    // Here, and not earlier, for the same reason: its descriptors must not take these numbers.
+    let prepared = Prepared::new(spec.confine.as_ref(), false)?;
+    let walls = prepared.walls.clone();
     let shim = rustix::process::getpid();
     // SAFETY: between fork and exec of a single-threaded process; only system calls, no allocation, no locks.
     unsafe {
@@ -53,12 +58,13 @@ pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Re
             reset_signals();
             platform::die_with(Some(shim))?;
             platform::close_from(SHIM_PIPE_FD.unsigned_abs() + 1)?;
+            prepared.enter()?;
             rung.enter()
         });
     }
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::Other)?;
-    Ok(Started { pid, output: output.into(), alive: alive.into() })
+    Ok(Started { pid, output: output.into(), alive: alive.into(), walls })
 }
 
 /// An ignored signal stays ignored across exec, whoever ignored it: `nohup` far above must not make a build that

@@ -2,17 +2,18 @@
 
 use super::ProcessError;
 use super::capture;
+use super::confine::Walls;
 use super::identity::Identity;
 use super::platform;
 use super::protocol::{Asked, Exit, Frames, Hello, Said, Stop, frame};
-use super::record::Files;
+use super::record::{Files, Spec};
 use super::shim::{GRACE_MAX, LINGER_MAX, VERIFY_MAX};
 use super::sweep::sweep;
 use crate::wire::job::Receipt;
 use serde_json::Value;
 use std::io::ErrorKind;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// Lines that wait for a reader of [`Lines`]; more are dropped and counted.
 const LINES_MAX: usize = 1024;
+const LINES_BYTES_MAX: usize = 4 * 1024 * 1024;
 const ASKS_MAX: usize = 8;
 /// From a shim's receipt to its exit.
 const SHIM_EXIT_MAX: Duration = Duration::from_secs(1);
@@ -36,6 +38,7 @@ const STOP_ANSWER_MAX: Duration =
 pub struct Tree {
     hello: Hello,
     log: Option<PathBuf>,
+    scratch: Option<PathBuf>,
     asks: mpsc::Sender<Ask>,
     state: watch::Receiver<State>,
     lines: Mutex<Option<Lines>>,
@@ -54,11 +57,18 @@ enum Ask {
     Detach,
 }
 
-/// Output of a tree without a log, in order.
+/// Output of a tree without a log, or whose log is told, in order. Printable text: see `printable`.
 #[derive(Debug)]
 pub struct Lines {
     lines: mpsc::Receiver<Output>,
-    dropped: Arc<AtomicU64>,
+    backlog: Arc<Backlog>,
+}
+
+/// What the holder and its reader share.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +82,13 @@ impl Lines {
     /// The next line; `None` when the tree has ended and all was read.
     pub async fn next(&mut self) -> Option<Output> {
         match self.lines.recv().await {
-            Some(output) => Some(output),
-            None => match self.dropped.swap(0, Ordering::Relaxed) {
+            Some(output) => {
+                if let Output::Line(line) = &output {
+                    self.backlog.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                }
+                Some(output)
+            }
+            None => match self.backlog.dropped.swap(0, Ordering::Relaxed) {
                 0 => None,
                 dropped => Some(Output::Dropped(dropped)),
             },
@@ -86,9 +101,11 @@ impl Tree {
     pub(super) async fn take(
         stream: UnixStream,
         files: Files,
+        // Not read from the record, which goes with the tree, and that may end before this looks.
+        spec: &Spec,
         shim: Option<tokio::process::Child>,
     ) -> Result<Tree, ProcessError> {
-        let id = files.read().map(|record| record.spec.id).unwrap_or_default();
+        let id = spec.id.clone();
         let mut wire = Wire { stream, frames: Frames::default(), said: Vec::new() };
         let first = tokio::time::timeout(HELLO_MAX, wire.next()).await.ok().flatten();
         let Some(first) = first else { return Err(ProcessError::ShimLost { id }) };
@@ -97,25 +114,25 @@ impl Tree {
             (None, Some(reason)) => return Err(ProcessError::Start { program: id, reason }),
             (None, None) => return Err(ProcessError::ShimLost { id }),
         };
-        let log = files.read().ok().and_then(|record| record.spec.log);
+        let (log, scratch) = (spec.log.clone(), spec.scratch.clone());
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (state, watched) = watch::channel(State { exit: first.exited, ..State::default() });
         let (output, lines) = mpsc::channel(LINES_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let backlog = Arc::new(Backlog::default());
         let holder = Holder {
             wire,
             asked,
             state,
             output: Some(output),
-            dropped: dropped.clone(),
+            backlog: backlog.clone(),
             files,
             hello: hello.clone(),
             answer_until: None,
             _shim: shim,
         };
         tokio::spawn(holder.run());
-        let lines = Mutex::new(Some(Lines { lines, dropped }));
-        Ok(Tree { hello, log, asks, state: watched, lines })
+        let lines = Mutex::new(Some(Lines { lines, backlog }));
+        Ok(Tree { hello, log, scratch, asks, state: watched, lines })
     }
 
     pub fn id(&self) -> &str {
@@ -144,6 +161,16 @@ impl Tree {
     /// The rung of the containment ladder.
     pub fn containment(&self) -> &str {
         &self.hello.containment
+    }
+
+    /// The folder that the holder removes when it wants no more of this tree.
+    pub fn scratch(&self) -> Option<&Path> {
+        self.scratch.as_deref()
+    }
+
+    /// What stands around the tree.
+    pub fn walls(&self) -> &Walls {
+        &self.hello.walls
     }
 
     /// Waits until the leader has ended. Lines may follow, and [`Tree::ended`] waits for the rest of the tree. After
@@ -187,7 +214,7 @@ impl Tree {
         self.until(|state| state.detached || state.receipt.is_some()).await;
     }
 
-    /// The output, if the tree has no log; the first caller gets it.
+    /// The output, if the tree has no log or tells it; the first caller gets it.
     pub fn lines(&self) -> Option<Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -239,7 +266,7 @@ struct Holder {
     asked: mpsc::Receiver<Ask>,
     state: watch::Sender<State>,
     output: Option<mpsc::Sender<Output>>,
-    dropped: Arc<AtomicU64>,
+    backlog: Arc<Backlog>,
     files: Files,
     hello: Hello,
     /// When a shim that was asked to stop counts as deaf.
@@ -277,7 +304,7 @@ impl Holder {
     /// The receipt, when it has come; nothing follows it.
     fn hear(&mut self, said: Said) -> Option<Receipt> {
         if let Some(dropped) = said.dropped {
-            self.dropped.fetch_add(dropped, Ordering::Relaxed);
+            self.backlog.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
         if let Some(line) = said.line {
             self.pass_on(line);
@@ -303,13 +330,18 @@ impl Holder {
 
     fn pass_on(&mut self, line: String) {
         let Some(output) = &self.output else { return };
-        let dropped = self.dropped.load(Ordering::Relaxed);
-        let room = output.capacity();
-        if dropped > 0 && room >= 2 && output.try_send(Output::Dropped(dropped)).is_ok() {
-            self.dropped.fetch_sub(dropped, Ordering::Relaxed);
+        let Backlog { bytes, dropped } = &*self.backlog;
+        let missed = dropped.load(Ordering::Relaxed);
+        let room = if bytes.load(Ordering::Relaxed) < LINES_BYTES_MAX { output.capacity() } else { 0 };
+        if missed > 0 && room >= 2 && output.try_send(Output::Dropped(missed)).is_ok() {
+            dropped.fetch_sub(missed, Ordering::Relaxed);
         }
-        if output.try_send(Output::Line(line)).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let length = line.len();
+        // Added first: the reader may have it, and subtract, before the call returns.
+        bytes.fetch_add(length, Ordering::Relaxed);
+        if room == 0 || output.try_send(Output::Line(line)).is_err() {
+            bytes.fetch_sub(length, Ordering::Relaxed);
+            dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
