@@ -201,7 +201,12 @@ struct Ended {
 fn end(victim: usize, way: Way, sessions: bool, holder_test: &str) -> Ended {
     let directory = tempfile::tempdir().expect("a directory");
     let last = if way == Way::NormalExit { LEAVE } else { STAY };
-    let mut spec = Spec { sessions, ..spec("victim", &VICTIMS[victim].1.replace("END", last)) };
+    let top = if sessions { "group" } else { "pinned group" };
+    let mut spec = Spec {
+        sessions,
+        rung_max: Some(top.into()),
+        ..spec("victim", &VICTIMS[victim].1.replace("END", last))
+    };
     let began;
     match way {
         Way::Stop | Way::ShimKilled | Way::NormalExit => {

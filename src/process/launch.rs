@@ -1,6 +1,7 @@
 //! Starting a tree: the socket is bound here and handed to the shim open, so that the lease can be taken at once and
 //! nobody has to look for a socket to appear.
 
+use super::contain::Rung;
 use super::inherited::LISTENER_FD;
 use super::record::{Files, RECORD_VERSION, Record, Spec};
 use super::shim::{CHILD_LISTENER_FD, OWN_LISTENER_FD};
@@ -41,6 +42,9 @@ pub async fn launch_by(
     let Some(child) = spec.argv.first().cloned() else {
         return Err(ProcessError::NoProgram { id: spec.id });
     };
+    if let Some(name) = spec.rung_max.as_ref().filter(|name| Rung::named(name).is_none()) {
+        return Err(ProcessError::Rung { id: spec.id, name: name.clone() });
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -58,6 +62,8 @@ pub async fn launch_by(
         inherits: inherit.is_some(),
         shim: None,
         child: None,
+        init: None,
+        cgroup: None,
         containment: String::new(),
     };
     let lease = async {

@@ -1,5 +1,6 @@
 //! What Linux knows about processes: /proc, subreapers, death signals.
 
+use super::fork;
 use super::identity::{Entry, Identity};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -137,6 +138,55 @@ pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
 pub(super) fn name_this_process(name: &std::ffi::CStr) {
     // Cosmetic: without it `ps` says "exe", the name of the link that was run.
     let _ = rustix::thread::set_name(name);
+}
+
+/// The number here of a child of `init`'s that is `inner` in the PID namespace which that began.
+pub(super) fn number_outside(init: i32, inner: i32) -> Option<Pid> {
+    let inner = inner.to_string();
+    let is_it = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.and_then(|line| line.split_whitespace().last()) == Some(inner.as_str())
+    };
+    let children = processes().into_iter().filter(|entry| entry.parent == init);
+    children.map(|entry| entry.pid).find(|pid| is_it(*pid)).and_then(Pid::from_raw)
+}
+
+/// Who a fork aside has returned to.
+pub(super) enum Aside {
+    Parent(Option<i32>),
+    Child,
+}
+
+/// A child beside the tree, which `wait` does not see. For a process of one thread.
+pub(super) fn fork_aside() -> io::Result<Aside> {
+    // SAFETY: a shim has one thread.
+    let child = unsafe { fork::fork(fork::UNSEEN) }?;
+    Ok(child.map_or(Aside::Child, |pid| Aside::Parent(Some(pid.as_raw_pid()))))
+}
+
+/// In such a child: closes what it has of its parent's.
+pub(super) fn only_keep(kept: &mut [i32]) {
+    // SAFETY: the child ends by `leave`, so that nothing of its parent's is used or dropped in it.
+    unsafe { fork::close_all_but(kept) };
+}
+
+pub(super) fn leave(code: i32) -> ! {
+    fork::leave(code)
+}
+
+/// Reaps such a child, if it has ended.
+pub(super) fn reap_aside(pid: i32) {
+    // SAFETY: asks for a number's end without memory of ours; a number that is no child of ours is refused.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) };
+}
+
+/// What a terminal or a careless `kill` sends is not for this process.
+pub(super) fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+        // SAFETY: plain system calls without memory of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 #[cfg(test)]

@@ -142,3 +142,57 @@ pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
 
 /// Not needed here: `ps` shows the program's own name.
 pub(super) fn name_this_process(_name: &std::ffi::CStr) {}
+
+/// Who a fork aside has returned to.
+pub(super) enum Aside {
+    Parent(Option<i32>),
+    Child,
+}
+
+/// A process beside the tree: launchd's child, because its own parent ends at once. For a process of one thread.
+pub(super) fn fork_aside() -> io::Result<Aside> {
+    // SAFETY: a shim has one thread, so the child may do all that this process may.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: as above.
+        0 => match unsafe { libc::fork() } {
+            0 => Ok(Aside::Child),
+            pid => leave(i32::from(pid < 0)),
+        },
+        between => {
+            let mut status = 0;
+            // SAFETY: the status is ours.
+            while unsafe { libc::waitpid(between, &raw mut status, 0) } < 0
+                && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+            {}
+            if status == 0 { Ok(Aside::Parent(None)) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        }
+    }
+}
+
+/// In such a process: closes what it has of its parent's.
+pub(super) fn only_keep(kept: &mut [i32]) {
+    // SAFETY: asks for a number.
+    let most = unsafe { libc::getdtablesize() };
+    for fd in (3..most).filter(|fd| !kept.contains(fd)) {
+        // SAFETY: the process ends by `leave`, so that nothing of its parent's is used or dropped in it.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// Ends such a process without running what its parent has registered for its own end.
+pub(super) fn leave(code: i32) -> ! {
+    // SAFETY: ends the process; nothing runs after it.
+    unsafe { libc::_exit(code) }
+}
+
+/// Nothing to do: launchd reaps it.
+pub(super) fn reap_aside(_pid: i32) {}
+
+/// What a terminal or a careless `kill` sends is not for this process.
+pub(super) fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+        // SAFETY: plain system calls without memory of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}

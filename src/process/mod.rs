@@ -16,10 +16,12 @@
 
 mod adopt;
 mod capture;
+mod cgroup;
 mod confine;
 mod contain;
 mod identity;
 mod inherited;
+mod ladder;
 mod launch;
 mod lease;
 mod printable;
@@ -30,11 +32,18 @@ mod shim;
 mod spawn;
 mod sweep;
 mod tree;
+mod watcher;
 
 #[cfg(target_os = "linux")]
 mod capabilities;
 #[cfg(target_os = "linux")]
+mod fork;
+#[cfg(target_os = "linux")]
+mod init;
+#[cfg(target_os = "linux")]
 mod landlock;
+#[cfg(target_os = "linux")]
+mod namespaces;
 #[cfg(target_os = "linux")]
 #[path = "linux.rs"]
 mod platform;
@@ -50,6 +59,7 @@ pub use adopt::adopt;
 pub use confine::{Confine, Walls};
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
+pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
 pub use platform::{memory_bytes, own_program};
 pub use protocol::Exit;
@@ -82,6 +92,8 @@ pub enum ProcessError {
     ShimLost { id: String },
     #[error("starting `{program}`: {reason}")]
     Start { program: String, reason: String },
+    #[error("`{id}` asks for the rung `{name}`: there are cgroup, pid namespace, pinned group and group")]
+    Rung { id: String, name: String },
     #[error("`{id}` names no program: argv is empty")]
     NoProgram { id: String },
 }

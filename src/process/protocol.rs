@@ -24,6 +24,15 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// `None` for a child that has only stopped.
+    pub(super) fn of(status: rustix::process::WaitStatus) -> Option<Exit> {
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Some(Exit::Code(code)),
+            (_, Some(signal)) => Some(Exit::Signal(signal)),
+            _ => None,
+        }
+    }
+
     pub fn success(self) -> bool {
         self == Exit::Code(0)
     }

@@ -56,6 +56,13 @@ pub struct Spec {
     /// The strongest rung of the containment ladder to use, by name; the node's best without.
     #[serde(default)]
     pub rung_max: Option<String>,
+    /// How many processes the tree may have, where the node can hold it to that: exact in a control group that has the
+    /// controller, about so many in a PID namespace since Linux 6.14.
+    #[serde(default)]
+    pub processes_max: Option<u32>,
+    /// Memory of all its processes together, in a control group that has the controller.
+    #[serde(default)]
+    pub tree_memory_bytes_max: Option<u64>,
     #[serde(default)]
     pub confine: Option<Confine>,
     /// Opaque here; given back at adoption.
@@ -81,6 +88,8 @@ impl Spec {
             sessions: false,
             pid_namespace: false,
             rung_max: None,
+            processes_max: None,
+            tree_memory_bytes_max: None,
             confine: None,
             note: Value::Null,
         }
@@ -108,6 +117,12 @@ pub(super) struct Record {
     pub shim: Option<Identity>,
     #[serde(default)]
     pub child: Option<Identity>,
+    /// The first process of its PID namespace, if it has one.
+    #[serde(default)]
+    pub init: Option<Identity>,
+    /// Its control group, if it has one.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     #[serde(default)]
     pub containment: String,
 }

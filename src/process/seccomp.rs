@@ -18,6 +18,16 @@ pub(super) const OFFSET_ARCHITECTURE: u32 = std::mem::offset_of!(libc::seccomp_d
 /// x86_64 kernels know every call a second time, from this number on (x32): the way around a filter by number.
 pub(super) const X32_FIRST: u32 = 0x4000_0000;
 
+/// What the kernel calls these, so that a wrong table is no program: the ABI's number and two calls of each.
+#[cfg(target_arch = "x86_64")]
+const _: () =
+    assert!(libc::SYS_setsid == 112 && libc::SYS_setpgid == 109 && ARCHITECTURE == 62 | AUDIT_64_LITTLE);
+#[cfg(target_arch = "aarch64")]
+const _: () =
+    assert!(libc::SYS_setsid == 157 && libc::SYS_setpgid == 154 && ARCHITECTURE == 183 | AUDIT_64_LITTLE);
+/// An audit architecture is the ELF machine with these bits.
+const AUDIT_64_LITTLE: u32 = 0xc000_0000;
+
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const PRETEND: u32 = libc::SECCOMP_RET_ERRNO;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
@@ -44,6 +54,28 @@ pub(super) fn available() -> bool {
     let action = libc::SECCOMP_RET_ERRNO;
     // SAFETY: asks a question; the pointer is to a live u32 as the call wants.
     unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
+}
+
+/// Pins a child, and sees that it can no longer leave; the reason, if it could or must not be pinned.
+pub(super) fn attempt() -> Result<(), String> {
+    let trial = || {
+        let at = |step: u8| move |error: io::Error| (step, error);
+        let session = rustix::process::getsid(None).map_err(|error| (1, error.into()))?;
+        pin_group().map_err(at(2))?;
+        // Answers 0 and does nothing; a fresh child leads no group, so that unpinned it would lead a session now.
+        // SAFETY: a plain system call.
+        unsafe { libc::syscall(libc::SYS_setsid) };
+        match rustix::process::getsid(None) {
+            Ok(still) if still == session => Ok(()),
+            _ => Err((3, io::Error::from_raw_os_error(libc::EINVAL))),
+        }
+    };
+    // SAFETY: the trial makes system calls only.
+    unsafe { super::fork::attempt(0, trial) }.map_err(|(step, error)| match step {
+        2 => format!("installing the filter: {error}"),
+        3 => "a process left its group in spite of the filter".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 /// Between fork and exec: pins this process and all it will ever start into its present group.

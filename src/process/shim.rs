@@ -10,18 +10,19 @@
 
 use super::capture::{CappedLog, Line, Splitter};
 use super::confine::Walls;
-use super::contain::{Contained, Rung};
+use super::contain::{Contained, Held};
 use super::identity::Identity;
 use super::lease::Lease;
 use super::protocol::{Asked, Exit, Hello, LEASE_PROTOCOL, Said};
 use super::record::{Files, Record, Spec};
 use super::remove::remove_tree;
+use super::watcher::Watcher;
 use super::{inherited_listener, platform, spawn};
 use crate::wire::job::{Receipt, Survivor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub(super) const VERIFY_MAX: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// How long a holder may take to read the receipt.
 const FAREWELL_MAX: Duration = Duration::from_secs(60);
+/// How many watchers one tree may lose before that is taken for an attack.
+const WATCHERS_MAX: u32 = 100;
 const LEASES_MAX: usize = 16;
 const READ_BYTES: usize = 64 * 1024;
 /// Output still in the pipe when the tree has ended: at most what a pipe holds.
@@ -109,7 +112,9 @@ struct Shim {
     files: Files,
     record: Record,
     identity: Identity,
-    rung: Rung,
+    held: Held,
+    watcher: Option<Watcher>,
+    watchers_left: u32,
     listener: UnixListener,
     inherit: Option<OwnedFd>,
     signals: Signals,
@@ -170,16 +175,20 @@ impl Shim {
         rustix::net::listen(&listener, LEASES_MAX as i32)?;
 
         let identity = Identity::of_this_process().ok_or(io::ErrorKind::NotFound)?;
-        let rung = Rung::strongest(record.spec.sessions);
+        let held = Held::choose(&record.spec, &files.record);
         record.shim = Some(identity.clone());
-        record.containment = rung.name().to_owned();
+        record.containment = held.name();
+        // Known before anything is in it, so that whoever finds the record finds all.
+        record.cgroup = held.cgroup.as_ref().map(|cgroup| cgroup.path.clone());
         files.write(&record).map_err(io::Error::other)?;
         let sink = Sink::of(&record.spec)?;
         Ok(Shim {
             files,
             record,
             identity,
-            rung,
+            held,
+            watcher: None,
+            watchers_left: WATCHERS_MAX,
             listener,
             inherit,
             signals,
@@ -202,6 +211,9 @@ impl Shim {
                 self.read_output(1);
             }
             self.reap()?;
+            if events.watcher {
+                self.replace_watcher();
+            }
             self.hear_leases(&events.leases);
             if events.listener {
                 self.accept();
@@ -212,6 +224,7 @@ impl Shim {
             self.pass_deadlines();
         }
         self.remove_scratch();
+        self.watcher.take().map(Watcher::dismiss);
         // Leases close with the process, not a moment before it: their holders take that for its end.
         std::mem::forget(self);
         Ok(())
@@ -235,6 +248,8 @@ impl Shim {
             let more = if lease.has_more_to_tell() { PollFlags::OUT } else { PollFlags::empty() };
             PollFd::new(&lease.stream, PollFlags::IN | more)
         }));
+        let aside = [self.watcher.as_ref().map(|watcher| watcher.lives.as_fd()), self.init_control()];
+        fds.extend(aside.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         fds.extend(output.map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -243,7 +258,20 @@ impl Shim {
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let leases = ready[2..2 + self.leases.len()].to_vec();
         let output = output.is_some() && ready[ready.len() - 1];
-        Ok(Events { signals: ready[0], listener: ready[1], output, leases })
+        // What the first process of a namespace says is heard at every reaping.
+        let watcher = aside[0].is_some() && ready[2 + self.leases.len()];
+        Ok(Events { signals: ready[0], listener: ready[1], output, leases, watcher })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn init_control(&self) -> Option<BorrowedFd<'_>> {
+        let child = self.child.as_ref().filter(|child| child.exit.is_none())?;
+        Some(child.tree.init.as_ref()?.control().as_fd())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn init_control(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -271,7 +299,7 @@ impl Shim {
             Phase::Terminating { until } if now >= until => self.kill(),
             Phase::Killing { until, .. } if now >= until => self.farewell(),
             Phase::Killing { until, sweep } if now >= sweep => {
-                self.signal(&[Signal::KILL]);
+                self.kill_all();
                 self.phase = Phase::Killing { until, sweep: now + SWEEP_EVERY };
             }
             Phase::Farewell { until } if now >= until || !self.leases.iter().any(Lease::has_more_to_tell) => {
@@ -312,7 +340,7 @@ impl Shim {
             id: self.record.spec.id.clone(),
             shim: self.identity.clone(),
             child: child.identity.clone(),
-            containment: self.rung.name().to_owned(),
+            containment: self.record.containment.clone(),
             walls: child.walls.clone(),
             note: self.record.spec.note.clone(),
         };
@@ -368,7 +396,9 @@ impl Shim {
     // ── the tree
 
     fn start(&mut self) {
-        let started = spawn::start(&self.record.spec, self.inherit.take(), self.rung);
+        // First, so that there is no moment in which the tree is unwatched.
+        let watched = if self.held.needs_watcher() { self.watch() } else { Ok(()) };
+        let started = watched.and_then(|()| spawn::start(&self.record.spec, self.inherit.take(), &self.held));
         let started = started.and_then(|started| {
             let identity = Identity::of(started.pid.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
             Ok((started, identity))
@@ -376,6 +406,7 @@ impl Shim {
         let (started, identity) = match started {
             Ok(both) => both,
             Err(error) => {
+                self.remove_cgroup();
                 self.files.remove();
                 self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
                 self.tell_all(&Said { failed: Some(error.to_string()), ..Said::default() });
@@ -383,12 +414,25 @@ impl Shim {
             }
         };
         self.record.child = Some(identity.clone());
+        if let Some(watcher) = &mut self.watcher {
+            watcher.tell_leader(identity.pid);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            self.record.init = started.init.as_ref().map(|init| init.identity.clone());
+        }
         // Without it an adopting hive asks the shim, and a sweep goes by the session: the tree is worth more.
         if let Err(error) = self.files.write(&self.record) {
             eprintln!("rbee shim: {error}");
         }
         self.child = Some(Child {
-            tree: Contained { shim: rustix::process::getpid(), leader: started.pid },
+            tree: Contained {
+                shim: rustix::process::getpid(),
+                leader: started.pid,
+                watcher: self.watcher.as_ref().and_then(|watcher| watcher.pid),
+                #[cfg(target_os = "linux")]
+                init: started.init,
+            },
             identity,
             output: Some(started.output),
             exit: None,
@@ -400,10 +444,37 @@ impl Shim {
         self.phase = Phase::Running;
     }
 
+    /// Another sibling that watches this process, while there are any left to try.
+    fn watch(&mut self) -> io::Result<()> {
+        self.watchers_left =
+            self.watchers_left.checked_sub(1).ok_or_else(|| io::Error::other("its watchers are killed"))?;
+        let watcher = Watcher::start(&self.record)?;
+        if let Some(child) = &mut self.child {
+            child.tree.watcher = watcher.pid;
+        }
+        if let Some(dead) = self.watcher.replace(watcher) {
+            dead.collect();
+        }
+        Ok(())
+    }
+
+    /// The watcher has died: a tree that nobody would end after this process is not left to run.
+    fn replace_watcher(&mut self) {
+        if let Err(error) = self.watch() {
+            eprintln!("rbee shim: {error}");
+            self.watcher.take().map(Watcher::collect);
+            self.terminate(self.record.spec.grace());
+        }
+    }
+
     /// Collects every child that has ended, its own and adopted; none left means the tree has ended.
     fn reap(&mut self) -> io::Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         let mut leader_exit = None;
+        #[cfg(target_os = "linux")]
+        if let Some(init) = child.tree.init.as_mut().filter(|_| child.exit.is_none()) {
+            leader_exit = init.leader_exit();
+        }
         let none_left = loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(None) => break false,
@@ -411,13 +482,20 @@ impl Shim {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
                 Ok(Some((pid, status))) => {
+                    #[cfg(target_os = "linux")]
+                    if let Some(init) =
+                        child.tree.init.as_mut().filter(|init| init.identity.pid == pid.as_raw_pid())
+                    {
+                        if child.exit.is_none() {
+                            // What was not told by now was killed with it.
+                            let exit = leader_exit.or_else(|| init.leader_exit());
+                            leader_exit = exit.or(Some(Exit::Signal(libc::SIGKILL)));
+                        }
+                        continue;
+                    }
                     child.reaped += 1;
                     if pid == child.tree.leader {
-                        leader_exit = match (status.exit_status(), status.terminating_signal()) {
-                            (Some(code), _) => Some(Exit::Code(code)),
-                            (_, Some(signal)) => Some(Exit::Signal(signal)),
-                            _ => None,
-                        };
+                        leader_exit = Exit::of(status);
                     }
                 }
             }
@@ -460,7 +538,7 @@ impl Shim {
 
     fn kill(&mut self) {
         self.begin_end();
-        self.signal(&[Signal::KILL]);
+        self.kill_all();
         let now = Instant::now();
         self.phase = Phase::Killing { until: now + VERIFY_MAX, sweep: now + SWEEP_EVERY };
     }
@@ -468,6 +546,12 @@ impl Shim {
     fn signal(&self, signals: &[Signal]) {
         if let Some(child) = &self.child {
             child.tree.signal(signals, child.exit.is_some());
+        }
+    }
+
+    fn kill_all(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.tree.kill(&self.held, child.exit.is_some());
         }
     }
 
@@ -489,6 +573,7 @@ impl Shim {
         }
         let mut receipt = self.receipt();
         receipt.bytes_removed = self.remove_scratch();
+        self.remove_cgroup();
         // Before the receipt: whoever reads it may start a tree of the same name, and these would be its files.
         self.files.remove();
         self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_MAX };
@@ -502,8 +587,8 @@ impl Shim {
         let memory_left: u64 = left.iter().filter_map(|entry| platform::memory_bytes(entry.pid)).sum();
         Receipt {
             clean: left.is_empty(),
-            containment: self.rung.name().to_owned(),
-            processes_reaped: child.reaped,
+            containment: self.record.containment.clone(),
+            processes_reaped: child.reaped + child.tree.reaped_inside(left.len()),
             survivors: left
                 .iter()
                 .map(|entry| Survivor { pid: entry.pid, command: platform::command(entry.pid) })
@@ -511,6 +596,15 @@ impl Shim {
             bytes_removed: 0,
             memory_returned_bytes: memory_before.saturating_sub(memory_left),
             ms: began.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// An empty one; what the kernel could not end keeps its group, which the next tree of this name ends.
+    fn remove_cgroup(&mut self) {
+        if let Some(cgroup) = self.held.cgroup.take()
+            && !cgroup.remove(VERIFY_MAX)
+        {
+            eprintln!("rbee shim: removing {}: it is not empty", cgroup.path.display());
         }
     }
 
@@ -531,6 +625,7 @@ impl Shim {
     /// Ends without having started anything.
     fn leave(&mut self) {
         self.remove_scratch();
+        self.remove_cgroup();
         self.files.remove();
         self.phase = Phase::Gone;
     }
@@ -580,4 +675,5 @@ struct Events {
     listener: bool,
     output: bool,
     leases: Vec<bool>,
+    watcher: bool,
 }

@@ -1,8 +1,10 @@
 //! From the shim to the leader of its tree: everything that happens between fork and exec.
 
 use super::confine::{Prepared, Walls};
-use super::contain::Rung;
+use super::contain::Held;
 use super::inherited::{LISTENER_FD, SHIM_PIPE_FD};
+#[cfg(target_os = "linux")]
+use super::init::Init;
 use super::platform;
 use super::record::Spec;
 use command_fds::{CommandFdExt, FdMapping};
@@ -20,9 +22,11 @@ pub(super) struct Started {
     /// Held for as long as the shim lives; the child has the other end.
     pub alive: OwnedFd,
     pub walls: Walls,
+    #[cfg(target_os = "linux")]
+    pub init: Option<super::init::Init>,
 }
 
-pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Result<Started> {
+pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, held: &Held) -> io::Result<Started> {
     let name = spec.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
     let program = spec.program.as_deref().unwrap_or(Path::new(name));
     let (output, child_output) = io::pipe()?;
@@ -48,28 +52,51 @@ pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, rung: Rung) -> io::Re
     mappings.extend(inherit.map(|parent_fd| FdMapping { parent_fd, child_fd: LISTENER_FD }));
     command.fd_mappings(mappings).map_err(io::Error::other)?;
 
+    #[cfg(target_os = "linux")]
+    let network_is_empty = held.namespaces.as_ref().is_some_and(|own| own.network_is_empty);
+    #[cfg(not(target_os = "linux"))]
+    let network_is_empty = false;
     // Here, and not earlier, for the same reason: its descriptors must not take these numbers.
-    let prepared = Prepared::new(spec.confine.as_ref(), false)?;
+    let prepared = Prepared::new(spec.confine.as_ref(), network_is_empty)?;
     let walls = prepared.walls.clone();
-    let shim = rustix::process::getpid();
+    let spawn = || spawn(command, prepared, held);
+    #[cfg(target_os = "linux")]
+    if let Some(namespaces) = &held.namespaces {
+        let (init, pid) = Init::start(namespaces, held.cgroup.as_ref(), spawn)?;
+        return Ok(Started { pid, output: output.into(), alive: alive.into(), walls, init: Some(init) });
+    }
+    Ok(Started {
+        pid: spawn()?,
+        output: output.into(),
+        alive: alive.into(),
+        walls,
+        #[cfg(target_os = "linux")]
+        init: None,
+    })
+}
+
+/// Starts the leader as a child of this process: the shim, or the first process of the tree's PID namespace.
+fn spawn(mut command: Command, prepared: Prepared, held: &Held) -> io::Result<Pid> {
+    let parent = rustix::process::getpid();
+    let entrance = held.entrance()?;
     // SAFETY: between fork and exec of a single-threaded process; only system calls, no allocation, no locks.
     unsafe {
         command.pre_exec(move || {
             reset_signals();
-            platform::die_with(Some(shim))?;
+            platform::die_with(Some(parent))?;
             platform::close_from(SHIM_PIPE_FD.unsigned_abs() + 1)?;
+            entrance.join()?;
             prepared.enter()?;
-            rung.enter()
+            entrance.pin()
         });
     }
     let child = command.spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::Other)?;
-    Ok(Started { pid, output: output.into(), alive: alive.into(), walls })
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| io::ErrorKind::Other.into())
 }
 
 /// An ignored signal stays ignored across exec, whoever ignored it: `nohup` far above must not make a build that
 /// cannot be interrupted.
-fn reset_signals() {
+pub(super) fn reset_signals() {
     for signal in 1..32 {
         // SAFETY: plain system calls without memory of ours; KILL and STOP are refused, which is fine.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
