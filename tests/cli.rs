@@ -79,6 +79,7 @@ fn a_symlinks_name_chooses_the_role() {
         ("rbee-hive", "hive serve: "),
         ("rbee-worker", "worker serve: "),
         ("llm-worker-rbee", "worker serve: "),
+        ("rbee-catalog", "catalog serve: "),
         ("rbee-hive-of-somebody", "rbee makes the machines you own"),
     ] {
         account.program = account.path(name);
