@@ -228,10 +228,10 @@ fn a_folder_of_recipes_is_read_afresh_and_what_is_wrong_in_it_is_told() {
         let place = Place::new();
         let folder = place.path("recipes");
         write_recipe(&folder, "mine", "first");
-        write_recipe(&folder, CPU, "another's");
+        write_recipe(&folder, CPU, "of another");
         let daemon = serve(&place, &["--dir", folder.to_str().unwrap()]);
         let description = |id: &str| daemon.get(&format!("/workers/{id}")).json()["description"].clone();
-        assert_eq!((description("mine"), description(CPU)), (json!("first"), json!("another's")));
+        assert_eq!((description("mine"), description(CPU)), (json!("first"), json!("of another")));
         assert!(ids(&daemon.get("/workers").json()).contains(&"llama-cpp-server".to_owned()));
         assert_eq!(daemon.get("/workers/mine/files/fix.patch").body.as_ref(), b"a patch");
 
