@@ -66,7 +66,7 @@ fn pack_source(root: &Path, target: &Path, provenance: &str) {
 /// Writes two tables: every file of every recipe for src/catalog, and of those that bring a model the worker.toml for
 /// src/model.
 fn embed_recipes(folder: &Path, out: &Path) {
-    let mut recipes = String::from("pub const RECIPES: &[(&str, &[(&str, &[u8])])] = &[\n");
+    let mut recipes = String::from("pub const RECIPES: &[(&str, Files)] = &[\n");
     let mut models = String::from("pub const RECIPES: &[(&str, &str)] = &[\n");
     for recipe in listed(folder).iter().filter(|recipe| recipe.is_dir()) {
         let id = plain_name(recipe);

@@ -79,6 +79,7 @@ fn a_symlinks_name_chooses_the_role() {
         ("rbee-hive", "hive serve: "),
         ("rbee-worker", "worker serve: "),
         ("llm-worker-rbee", "worker serve: "),
+        ("rbee-catalog", "catalog serve: "),
         ("rbee-hive-of-somebody", "rbee makes the machines you own"),
     ] {
         account.program = account.path(name);
@@ -111,6 +112,21 @@ Fleet:
   workers get (show) ID       one running worker
   worker spawn                start a worker for a model, before anybody asks
 
+Workers to install:
+  worker available (catalog)  the workers that can be built and installed
+  worker list (ls), worker binary list
+                              the workers that a hive has installed
+  worker get (show), worker binary get ID
+                              one worker: as it is installed, else as the catalog has it
+  worker download (install) ID
+                              fetch a worker's recipe and sources, build it, install it
+  worker remove (rm), worker binary delete ID
+                              remove an installed worker from the hive's disk
+  worker process list (ls)    the processes that a hive has started
+  worker process get (show) PID
+                              one process of a hive: command, memory, processor time
+  worker process delete PID   end a process that the hive has started, and no other
+
 Models:
   model download (pull, dl), pull REF
                               fetch a model and check it
@@ -132,6 +148,7 @@ Daemons:
   hive status                 is the hive up; exits 1 if not
   hive stop                   stop the hive of this machine and its workers
   worker serve                one model behind an OpenAI-compatible address, without queen or hive
+  catalog serve               recipes of workers for other machines, and the source of this rbee
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive

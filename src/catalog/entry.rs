@@ -112,7 +112,7 @@ pub(super) fn check(entry: &CatalogEntry, wanted: &str) -> Result<(), EntryError
     let is_word = |text: &str| {
         (1..=ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
     };
-    let is_path = |text: &str| !text.is_empty() && text.split('/').all(|part| is_file_name(part));
+    let is_path = |text: &str| !text.is_empty() && text.split('/').all(is_file_name);
     let is_address = |text: &str| text.starts_with('/') && !text.starts_with("//") && is_visible(text);
     let rules: [(&'static str, &str, bool, &'static str); 5] = [
         ("version", &entry.version, is_word(&entry.version), "a word without slashes"),

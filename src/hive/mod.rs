@@ -21,7 +21,7 @@ use crate::job::Jobs;
 use crate::model::Store;
 use crate::process;
 use crate::shutdown::Shutdown;
-use crate::wire::fleet::{Capabilities, EngineInfo, Info, ModelInfo, now_ms};
+use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, ModelInfo, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
 use builds::Builds;
 use engines::Engines;
@@ -121,6 +121,9 @@ impl Hive {
 
     async fn capabilities(&self) -> Capabilities {
         let ladder = process::ladder();
+        // As far as the operator lets it.
+        let most = self.options.workers.rung_max.as_deref();
+        let held = |best: &str| most.map_or_else(|| best.to_owned(), |most| format!("{best}, at most {most}"));
         let engines = self.engines.all().into_iter();
         Capabilities {
             devices: devices::devices().await,
@@ -130,7 +133,15 @@ impl Hive {
             engines: engines
                 .map(|engine| EngineInfo { id: engine.id, kind: engine.kind, version: engine.version })
                 .collect(),
-            containment: ladder,
+            containment: Containment {
+                workers: held(&ladder.best_for_workers),
+                builds: held(&ladder.best_for_builds),
+                unavailable: ladder
+                    .unavailable
+                    .iter()
+                    .map(|missing| format!("{}: {}", missing.rung, missing.reason))
+                    .collect(),
+            },
         }
     }
 
