@@ -11,6 +11,7 @@ mod kills;
 mod models;
 mod processes;
 mod run;
+mod rungs;
 mod shutdown;
 mod statics;
 mod support;

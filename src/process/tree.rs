@@ -103,7 +103,9 @@ impl Tree {
         files: Files,
         shim: Option<tokio::process::Child>,
     ) -> Result<Tree, ProcessError> {
-        let id = files.read().map(|record| record.spec.id).unwrap_or_default();
+        // Now, because what ends at once has removed it when its hello is read.
+        let spec = files.read().ok().map(|record| record.spec);
+        let id = spec.as_ref().map(|spec| spec.id.clone()).unwrap_or_default();
         let mut wire = Wire { stream, frames: Frames::default(), said: Vec::new() };
         let first = tokio::time::timeout(HELLO_MAX, wire.next()).await.ok().flatten();
         let Some(first) = first else { return Err(ProcessError::ShimLost { id }) };
@@ -112,7 +114,6 @@ impl Tree {
             (None, Some(reason)) => return Err(ProcessError::Start { program: id, reason }),
             (None, None) => return Err(ProcessError::ShimLost { id }),
         };
-        let spec = files.read().ok().map(|record| record.spec);
         let (log, scratch) = spec.map_or((None, None), |spec| (spec.log, spec.scratch));
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (state, watched) = watch::channel(State { exit: first.exited, ..State::default() });

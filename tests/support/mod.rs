@@ -5,3 +5,4 @@ pub mod hub;
 pub mod models;
 pub mod node;
 pub mod pidns;
+pub mod trees;
