@@ -224,7 +224,9 @@ impl Shim {
             self.pass_deadlines();
         }
         self.remove_scratch();
-        self.watcher.take().map(Watcher::dismiss);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.dismiss();
+        }
         // Leases close with the process, not a moment before it: their holders take that for its end.
         std::mem::forget(self);
         Ok(())
@@ -458,7 +460,9 @@ impl Shim {
     fn replace_watcher(&mut self) {
         if let Err(error) = self.watch() {
             eprintln!("rbee shim: {error}");
-            self.watcher.take().map(Watcher::collect);
+            if let Some(dead) = self.watcher.take() {
+                dead.collect();
+            }
             self.terminate(self.record.spec.grace());
         }
     }
