@@ -1,7 +1,7 @@
 //! Nothing outlives its lease: real trees under the real binary's shim, ended in every way there is.
 
 use crate::support::pidns;
-use crate::support::trees::{END_MAX, HOLD, Holder, block_on, launch, left_after, rbee, ready, spec};
+use crate::support::survivors::{END_MAX, HOLD, Holder, block_on, launch, left_after, rbee, ready, spec};
 use rbee::process::{self, Exit, Output, Spec};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;

@@ -4,7 +4,7 @@
 
 use crate::support::node::within;
 use crate::support::pidns::{self, NOBODY};
-use crate::support::trees::{
+use crate::support::survivors::{
     END_MAX, Holder, block_on, kill_9, launch, left_after, others, rbee, ready, spec,
 };
 use rbee::process::{self, Confine, Exit, Output, Spec};

@@ -47,7 +47,7 @@ async fn adopt_one(files: Files) -> Option<Tree> {
                 Some(shim) if peer.is_some_and(|pid| pid != shim.pid) => {
                     Err(ProcessError::ShimLost { id: record.spec.id.clone() })
                 }
-                _ => Tree::take(stream, files.clone(), None).await,
+                _ => Tree::take(stream, files.clone(), &record.spec, None).await,
             }
         }
         Err(source) => Err(ProcessError::Lease { id: record.spec.id.clone(), source }),

@@ -72,7 +72,7 @@ pub async fn launch_by(
             .map_err(|source| ProcessError::Shim { id: id.clone(), source })?;
         let stream = tokio::net::UnixStream::connect(&files.socket).await;
         let stream = stream.map_err(|source| ProcessError::Lease { id: id.clone(), source })?;
-        Tree::take(stream, files.clone(), Some(shim)).await
+        Tree::take(stream, files.clone(), &record.spec, Some(shim)).await
     };
     let tree = lease.await;
     if tree.is_err() {

@@ -6,7 +6,7 @@ use super::confine::Walls;
 use super::identity::Identity;
 use super::platform;
 use super::protocol::{Asked, Exit, Frames, Hello, Said, Stop, frame};
-use super::record::Files;
+use super::record::{Files, Spec};
 use super::shim::{GRACE_MAX, LINGER_MAX, VERIFY_MAX};
 use super::sweep::sweep;
 use crate::wire::job::Receipt;
@@ -101,11 +101,11 @@ impl Tree {
     pub(super) async fn take(
         stream: UnixStream,
         files: Files,
+        // Not read from the record, which goes with the tree, and that may end before this looks.
+        spec: &Spec,
         shim: Option<tokio::process::Child>,
     ) -> Result<Tree, ProcessError> {
-        // Now, because what ends at once has removed it when its hello is read.
-        let spec = files.read().ok().map(|record| record.spec);
-        let id = spec.as_ref().map(|spec| spec.id.clone()).unwrap_or_default();
+        let id = spec.id.clone();
         let mut wire = Wire { stream, frames: Frames::default(), said: Vec::new() };
         let first = tokio::time::timeout(HELLO_MAX, wire.next()).await.ok().flatten();
         let Some(first) = first else { return Err(ProcessError::ShimLost { id }) };
@@ -114,7 +114,7 @@ impl Tree {
             (None, Some(reason)) => return Err(ProcessError::Start { program: id, reason }),
             (None, None) => return Err(ProcessError::ShimLost { id }),
         };
-        let (log, scratch) = spec.map_or((None, None), |spec| (spec.log, spec.scratch));
+        let (log, scratch) = (spec.log.clone(), spec.scratch.clone());
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (state, watched) = watch::channel(State { exit: first.exited, ..State::default() });
         let (output, lines) = mpsc::channel(LINES_MAX);
