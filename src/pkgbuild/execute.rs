@@ -67,7 +67,9 @@ pub async fn build(
         phases(&order, &work, &trees, tell, (cancel, hurry)).await
     };
     match outcome.await {
-        Ok((metadata, package)) => Ok(Ended::Built(Built { metadata, package, work })),
+        Ok((metadata, package)) => {
+            Ok(Ended::Built(Built { metadata: Box::new(metadata), package, work: Box::new(work) }))
+        }
         Err(Stop::Failed(failure)) => {
             work.remove().await;
             Err(failure)

@@ -115,7 +115,7 @@ impl Mirrors {
             }
             Value::Table(table) => {
                 let is_secret = |name: &String| CARGO_SECRETS.contains(&name.as_str());
-                *had_key |= table.keys().any(|name| is_secret(name));
+                *had_key |= table.keys().any(is_secret);
                 let kept = table.iter().filter(|(name, _)| !is_secret(name));
                 let kept: Table = kept
                     .filter_map(|(name, value)| Some((name.clone(), self.clean(value, had_key)?)))

@@ -25,9 +25,9 @@ const READ_BYTES: usize = 128 * 1024;
 /// A built package that waits for its installation; dropped, it is gone with all that the build needed.
 #[derive(Debug)]
 pub struct Built {
-    pub metadata: Metadata,
+    pub metadata: Box<Metadata>,
     pub(super) package: Package,
-    pub(super) work: Work,
+    pub(super) work: Box<Work>,
 }
 
 /// The folder below which the files lie, and what lies there.
@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn what_could_reach_out_of_a_package_is_refused() {
-        let cases: [(&str, fn(&Path)); 8] = [
+        type Prepare = fn(&Path);
+        let cases: [(&str, Prepare); 8] = [
             ("absolute link", |root| symlink("/etc/passwd", root.join("a")).unwrap()),
             ("link up and out", |root| symlink("../../../x", root.join("usr/bin/a")).unwrap()),
             ("link through a link", |root| symlink("usr/..", root.join("a")).unwrap()),
