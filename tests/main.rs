@@ -5,6 +5,7 @@
 mod cli;
 mod fleet;
 mod follow;
+mod fuzz;
 mod guard;
 mod inference;
 mod jobs;

@@ -25,4 +25,4 @@ pub use progress::Events;
 pub use recipe::{HubFile, Kind, Package, Recipe};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Settings, Store, StoreError, Stored};
-pub use transfer::Limits;
+pub use transfer::{Limits, content_range};

@@ -366,7 +366,7 @@ impl Transfer<'_> {
 }
 
 /// Where a part begins, and how long the whole is: `bytes FROM-TO/WHOLE`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
+pub fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
     let (range, whole) =
         headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
     let (from, to) = range.split_once('-')?;
