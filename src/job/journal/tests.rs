@@ -131,7 +131,12 @@ fn killed(dir: &Path, lines: &str, torn: &str) -> JobId {
 async fn a_job_without_an_end_is_interrupted_and_its_torn_line_cut() {
     let dir = tempfile::tempdir().unwrap();
     let event = "{\"event\":{\"seq\":0,\"event\":\"log\",\"data\":{\"stream\":\"stdout\",\"line\":\"l\"}}}\n";
-    for torn in ["", "{\"event\":{\"se", "\0\0\0\0", "{\"end\":{\"state\":\"done\"", "garbage\n"] {
+    // Lines that read and cannot be: nothing of them may be taken (found by the fuzzer).
+    let half_right = "{\"tokens\":{\"seq\":1,\"index\":0,\"text\":\"ab\",\"lengths\":[1,2]}}\n";
+    let no_end = "{\"end\":{\"state\":\"done\",\"at\":1,\"events\":0}}\n";
+    for torn in
+        ["", "{\"event\":{\"se", "\0\0\0\0", "{\"end\":{\"state\":\"done\"", "garbage\n", half_right, no_end]
+    {
         let id = killed(dir.path(), event, torn);
         for life in 0..2 {
             let jobs = open(dir.path());
