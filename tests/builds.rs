@@ -137,6 +137,13 @@ fn folders_below(path: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
+fn file_below(folder: &Path, name: &str) -> Option<PathBuf> {
+    folders_below(folder).into_iter().find_map(|path| match path.file_name() {
+        Some(found) if found == name => Some(path),
+        _ => file_below(&path, name),
+    })
+}
+
 /// Nothing of a build is left: no process beside the daemons, no work folder, no half-installed engine.
 #[track_caller]
 fn is_clean(place: &Place, daemons: &[&Daemon], id: &str, limit: Duration) {
@@ -300,9 +307,7 @@ fn two_who_ask_for_one_engine_share_one_build_and_one_of_them_may_leave() {
     alone(|| {
         let place = Place::new();
         let shop = Shop::open(&place);
-        let gate = place.path("gate");
-        std::fs::create_dir(&gate).unwrap();
-        // Built when the file appears; inotify is not everybody's, a pipe that blocks is.
+        // It waits for somebody to write into its pipe.
         shop.recipe("slow", "build() { echo waiting; read -r _ < pipe; }\nprepare() { mkfifo pipe; }\npackage() { install -Dm755 /bin/true \"$pkgdir/bin/engine\"; }", "");
         let daemon = shop.hive(&place, &[]);
         let first = install(&daemon, "slow");
@@ -314,7 +319,8 @@ fn two_who_ask_for_one_engine_share_one_build_and_one_of_them_may_leave() {
         assert_eq!(left["receipt"]["processes_reaped"], 0, "{left}");
         let pipes: Vec<PathBuf> = folders_below(&place.state().join("builds"));
         assert_eq!(pipes.len(), 1, "{pipes:?}");
-        std::fs::write(pipes[0].join("src/pipe"), "go\n").unwrap();
+        let pipe = file_below(&pipes[0], "pipe").expect("prepare() has made it");
+        std::fs::write(pipe, "go\n").unwrap();
         assert_eq!(daemon.follow(&second).done()["worker_id"], "slow");
     });
 }
@@ -342,7 +348,7 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
     let broken = failure("broken");
     assert_eq!(broken.code, Code::BuildFailed);
     assert_eq!(
-        (&broken.details["phase"], &broken.details["exit"]),
+        (&broken.details["phase"], &broken.details["exit_code"]),
         (&json!("build"), &json!(7)),
         "{broken:?}"
     );

@@ -5,6 +5,7 @@ use crate::support::node::{Answer, Daemon, Place, alone};
 use rbee::catalog::server::ROUTES;
 use rbee::catalog::{ARCHIVE, BUILT_IN, Catalog, archive_name};
 use rbee::http::client;
+use rbee::pkgbuild::Origin as _;
 use rbee::wire::{Code, VERSION};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

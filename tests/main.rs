@@ -7,6 +7,7 @@ mod catalog;
 mod cli;
 mod fleet;
 mod follow;
+mod fuzz;
 mod guard;
 mod inference;
 mod jobs;

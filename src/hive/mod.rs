@@ -123,7 +123,8 @@ impl Hive {
         let ladder = process::ladder();
         // As far as the operator lets it.
         let most = self.options.workers.rung_max.as_deref();
-        let held = |best: &str| most.map_or_else(|| best.to_owned(), |most| format!("{best}, at most {most}"));
+        let held =
+            |best: &str| most.map_or_else(|| best.to_owned(), |most| format!("{best}, at most {most}"));
         let engines = self.engines.all().into_iter();
         Capabilities {
             devices: devices::devices().await,

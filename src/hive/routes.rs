@@ -94,7 +94,7 @@ async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Fail
     let key = crate::job::Key::read(key.as_deref(), &bytes)?;
     let body: Value = request::parse(&bytes)?;
     let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !HiveOperation::NAMES.contains(&name.as_str()) {
+    if !HiveOperation::is_name(&name) {
         return Err(Failure::invalid(format!(
             "`{name}` is no operation of a hive; there are: {}",
             HiveOperation::NAMES.join(", ")

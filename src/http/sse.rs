@@ -147,6 +147,9 @@ pub enum ReadError {
 #[derive(Debug, Default)]
 pub struct Parser {
     pending: Vec<u8>,
+    /// Where the first line not read yet begins. What is before goes when all whole lines are read: to move the rest up for
+    /// each of many short lines would take time by the square of their number.
+    at: usize,
     scanned: usize,
     event: Event,
     has_data: bool,
@@ -160,15 +163,16 @@ impl Parser {
     pub fn next_event(&mut self) -> Result<Option<Event>, ReadError> {
         loop {
             let Some(end) = self.pending[self.scanned..].iter().position(|b| *b == b'\n') else {
+                self.pending.drain(..std::mem::take(&mut self.at));
                 self.scanned = self.pending.len();
                 if self.pending.len() + self.event.data.len() > EVENT_BYTES_MAX {
                     return Err(ReadError::TooLong);
                 }
                 return Ok(None);
             };
-            let line: Vec<u8> = self.pending.drain(..=self.scanned + end).collect();
-            self.scanned = 0;
-            let line = String::from_utf8_lossy(&line);
+            let after = self.scanned + end + 1;
+            let line = String::from_utf8_lossy(&self.pending[self.at..after]).into_owned();
+            (self.at, self.scanned) = (after, after);
             let line = line.trim_end_matches(['\n', '\r']);
             if line.is_empty() {
                 let whole = std::mem::take(&mut self.event);
@@ -275,6 +279,18 @@ mod tests {
         let events = parse(&encode(None, None, "x\rdata: [DONE]\n\nevent: error"), 0);
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].name, None);
+    }
+
+    #[test]
+    fn many_short_lines_take_time_by_their_number_and_no_memory() {
+        let mut parser = Parser::default();
+        let lines = b"\n".repeat(4 << 20);
+        let begun = std::time::Instant::now();
+        parser.push(&lines);
+        assert_eq!(parser.next_event().unwrap(), None);
+        assert!(parser.pending.is_empty());
+        // By the square it would be hours.
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

@@ -146,7 +146,8 @@ impl Task {
             return Some(format!("{label}  {figures}"));
         };
         let is_due = percent >= self.told_percent + PLAIN_STEP_PERCENT;
-        if !is_due && !(progress.is_whole() && self.told_percent < 100) {
+        let is_end = progress.is_whole() && self.told_percent < 100;
+        if !is_due && !is_end {
             return None;
         }
         self.told_percent = percent;

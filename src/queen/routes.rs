@@ -171,7 +171,7 @@ impl Queen {
         let body: Value = request::parse(&bytes)?;
         let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
         let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
-        let is_hives = HiveOperation::NAMES.contains(&name.as_str());
+        let is_hives = HiveOperation::is_name(&name);
         if is_hives && (hive_id.is_some() || !QueenOperation::NAMES.contains(&name.as_str())) {
             let operation: HiveOperation = read_operation(body)?;
             self.settled().await;

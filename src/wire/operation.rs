@@ -67,6 +67,19 @@ impl HiveOperation {
         "hive_check",
     ];
 
+    /// What older clients say, each with its name of today.
+    const OLDER_NAMES: &[(&str, &str)] = &[
+        ("worker_binary_list", "worker_list_installed"),
+        ("worker_binary_get", "worker_installed_get"),
+        ("worker_binary_delete", "worker_remove"),
+        ("worker_download", "worker_install"),
+    ];
+
+    /// Whether this word names an operation of a hive, today or in older clients.
+    pub fn is_name(word: &str) -> bool {
+        Self::NAMES.contains(&word) || Self::OLDER_NAMES.iter().any(|(older, _)| *older == word)
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             HiveOperation::WorkerCatalogList => "worker_catalog_list",
@@ -183,6 +196,18 @@ pub struct Infer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn older_names_mean_what_todays_mean() {
+        for (older, today) in HiveOperation::OLDER_NAMES {
+            let read = |name: &str| {
+                let value = serde_json::json!({"operation": name, "worker_id": "w"});
+                serde_json::from_value::<HiveOperation>(value).unwrap()
+            };
+            assert_eq!(read(older), read(today));
+            assert!(HiveOperation::is_name(older) && read(older).name() == *today);
+        }
+    }
 
     #[test]
     fn operations_are_tagged_in_snake_case() {

@@ -107,8 +107,19 @@ fn is_newer(line: &[u8]) -> bool {
 }
 
 impl Parsed {
-    /// Takes a line in; false if it contradicts those before.
+    /// Takes a line in; false if it contradicts those before, and then nothing of it is taken.
     fn take(&mut self, line: Line) -> bool {
+        let (events, next) = (self.events.len(), self.next);
+        let is_taken = self.try_take(line);
+        if !is_taken {
+            self.events.truncate(events);
+            self.next = next;
+            self.end = None;
+        }
+        is_taken
+    }
+
+    fn try_take(&mut self, line: Line) -> bool {
         match line {
             Line::Job(_) => false,
             Line::Event(line::Event { seq, overtaken, event }) => match seq.checked_sub(overtaken) {

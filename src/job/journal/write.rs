@@ -91,8 +91,14 @@ impl Journal {
     pub fn start(dir: PathBuf) -> std::io::Result<Journal> {
         let shared = Arc::new(Shared::default());
         let folder = File::open(&dir)?;
-        let mut writer =
-            Writer { shared: shared.clone(), dir, folder, open: HashMap::new(), syncs: VecDeque::new() };
+        let mut writer = Writer {
+            shared: shared.clone(),
+            dir,
+            folder,
+            has_new: false,
+            open: HashMap::new(),
+            syncs: VecDeque::new(),
+        };
         std::thread::Builder::new().name("journal".into()).spawn(move || writer.run())?;
         Ok(Journal { _closer: Arc::new(Closer(shared.clone())), shared })
     }
@@ -213,6 +219,8 @@ struct Writer {
     shared: Arc<Shared>,
     dir: PathBuf,
     folder: File,
+    /// Files were made since the folder was synced.
+    has_new: bool,
     open: HashMap<JobId, Open>,
     syncs: VecDeque<Sync>,
 }
@@ -278,6 +286,7 @@ impl Writer {
         }
         let Some(open) = self.open.get_mut(&id) else { return };
         let is_new = open.written == 0;
+        self.has_new |= is_new;
         let appended = open.append(entry, &path);
         entry.bytes.store(open.written, Ordering::Relaxed);
         match appended {
@@ -308,7 +317,10 @@ impl Writer {
         if entry.is_final() {
             return;
         }
-        match file.sync_all().and_then(|()| self.folder.sync_all()) {
+        let named = |()| if self.has_new { self.folder.sync_all() } else { Ok(()) };
+        let synced = file.sync_all().and_then(named);
+        self.has_new &= synced.is_err();
+        match synced {
             // A start that was synced changes nothing for anybody who waits.
             Ok(()) if stage == Stage::Recorded => {}
             Ok(()) => entry.reach(stage),
