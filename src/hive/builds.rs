@@ -86,6 +86,7 @@ impl Builds {
             tree.stop(Duration::ZERO).await;
         }
         pkgbuild::sweep_work(&places.work);
+        pkgbuild::fetch::sweep(&places.sources);
         Builds { places, shutdown, running: Mutex::default() }
     }
 

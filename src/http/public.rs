@@ -19,8 +19,9 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         (0 | 127 | 224..=255, ..)
         // Private, carrier's, link-local.
         | (10, ..) | (172, 16..=31, _) | (192, 168, _) | (100, 64..=127, _) | (169, 254, _)
-        // Protocols, documentation, the old 6to4 relays, benchmarks.
-        | (192, 0, 0 | 2) | (198, 51, 100) | (203, 0, 113) | (192, 88, 99) | (198, 18 | 19, _)
+        // Protocols, the old 6to4 relays, benchmarks. The networks for documentation are nobody's, and no way inside;
+        // gateways that stand in for the internet use them.
+        | (192, 0, 0) | (192, 88, 99) | (198, 18 | 19, _)
     );
     !special
 }
@@ -51,6 +52,7 @@ mod tests {
     fn only_the_internet_is_public() {
         for public in [
             "1.1.1.1",
+            "203.0.113.9",
             "172.15.0.1",
             "172.32.0.1",
             "192.1.1.1",
@@ -72,9 +74,7 @@ mod tests {
             "192.168.1.1",
             "169.254.169.254",
             "100.64.0.1",
-            "192.0.2.1",
             "198.18.0.1",
-            "203.0.113.9",
             "224.0.0.1",
             "240.0.0.1",
             "255.255.255.255",

@@ -3,7 +3,7 @@
 use super::fuzz;
 use rbee::http::request::{percent_decode, percent_encode};
 use rbee::job::routes::first_wanted;
-use rbee::model::content_range;
+use rbee::http::range::content_range;
 
 #[test]
 fn a_start_is_a_number_or_refused() {
