@@ -13,6 +13,7 @@ mod output;
 mod processes;
 mod recipes;
 mod run;
+mod rungs;
 mod shutdown;
 mod sources;
 mod statics;

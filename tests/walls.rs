@@ -4,9 +4,11 @@ use crate::support::pidns;
 use crate::support::trees::{self, Ground, Told, also_as_nobody, block_on, launch, script, to_the_end};
 use rbee::process::{Confine, Exit, Spec, Walls};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open, test_kill_process};
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -92,6 +94,9 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         std::os::unix::fs::symlink(&t.outside, t.work.join("link"))?;
         run(&["mkfifo", t.work.join("fifo").to_str().unwrap()])
     }),
+    ("change attributes", |t| {
+        std::fs::set_permissions(t.work.join("sub/made"), Permissions::from_mode(0o755))
+    }),
     ("remove", |t| std::fs::remove_dir_all(t.work.join("sub"))),
     ("read in the library", |t| get(&t.library.join("header"))),
     ("run a program", |_| run(&["sh", "-c", "true && (true | cat)"])),
@@ -124,6 +129,19 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         put(&t.work.join("own"))?;
         std::fs::rename(t.work.join("own"), t.outside.join("own"))
     }),
+    ("lend its owner to whoever runs a file", |t| {
+        std::fs::write(t.work.join("lent"), "#!")?;
+        std::fs::set_permissions(t.work.join("lent"), Permissions::from_mode(0o4755))
+    }),
+    ("create a file that lends its owner", |t| {
+        std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o6755)
+            .open(t.work.join("born"))
+            .map(|_| ())
+    }),
+    (ATTRIBUTES, |t| std::fs::set_permissions(t.outside.join("secret"), Permissions::from_mode(0o666))),
     ("write a setting of the kernel", |_| std::fs::write("/proc/self/oom_score_adj", "1000")),
     ("tcp connect", |t| TcpStream::connect(("127.0.0.1", t.tcp)).map(|_| ())),
     ("tcp listen", |_| TcpListener::bind(("127.0.0.1", 0)).map(|_| ())),
@@ -150,7 +168,9 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         run(&["dd", "if=/dev/zero", &format!("of={}", file.display()), "bs=64k", "count=32"])
     }),
 ];
-const ALLOWED: usize = 18;
+const ALLOWED: usize = 19;
+/// Needs read-only mounts.
+const ATTRIBUTES: &str = "change attributes outside";
 
 /// What only root could do, and a confined root cannot.
 const ROOTS: [(&str, &str); 5] = [
@@ -289,10 +309,17 @@ fn behind_walls(pid_namespace: bool) {
         assert!(walls.filesystem.starts_with("none: "), "{walls:?}");
         return eprintln!("skipped: {}", walls.filesystem);
     };
+    let (version, read_only) =
+        version.split_once(", read-only mounts").map_or((version, false), |(version, _)| (version, true));
+    assert!(read_only || !is_root || !has_right_to_mount(), "{walls:?}");
     let scoped = version.parse::<u32>().unwrap() >= 6;
     for (index, (name, told)) in attempts.iter().enumerate() {
         if name == "signal a process outside" && !scoped {
             eprintln!("skipped: {name}: not by Landlock {version}");
+            continue;
+        }
+        if name == ATTRIBUTES && !read_only {
+            eprintln!("skipped: {name}: no mounts of its own for this user");
             continue;
         }
         let in_loopback = has_loopback && ["tcp listen", "udp send"].contains(&name.as_str());
@@ -300,6 +327,10 @@ fn behind_walls(pid_namespace: bool) {
     }
     assert_eq!(std::fs::read_dir(ground.outside()).unwrap().count(), 2);
     assert!(std::fs::metadata(ground.work().join("large")).unwrap().len() <= FILE_BYTES_MAX);
+}
+
+fn has_right_to_mount() -> bool {
+    run(&["unshare", "-m", "true"]).is_ok()
 }
 
 /// The same is all done where no walls are, so what refused were the walls.

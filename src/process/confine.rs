@@ -6,6 +6,7 @@
 use super::{
     capabilities,
     landlock::Ruleset,
+    mounts::ReadOnly,
     refusals::{Refusals, Sockets},
     seccomp,
 };
@@ -35,7 +36,8 @@ pub struct Confine {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Walls {
-    /// `open` where none was asked for, `landlock 7`, or why not: `none: this kernel has no Landlock`.
+    /// `open` where none was asked for, `landlock 7`, or why not: `none: this kernel has no Landlock`. With `, read-only
+    /// mounts` behind it the attributes of files outside are walled off, too.
     pub filesystem: String,
     /// `open`, `namespace` (an empty one), `sockets refused`, or `none: …` where it should be closed and is not.
     pub network: String,
@@ -65,8 +67,18 @@ pub(super) struct Prepared {
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 struct Linux {
+    mounts: Mounts,
     rules: Option<Ruleset>,
     refusals: Option<Refusals>,
+}
+
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+enum Mounts {
+    /// Known to be possible, so told, and the tree is not started without.
+    Sure(ReadOnly),
+    /// Tried, since a user namespace may allow it; not told.
+    Perhaps(ReadOnly),
 }
 
 impl Prepared {
@@ -111,6 +123,9 @@ impl Prepared {
         if let Ok(rules) = &rules {
             rules.allow(&confine.read, &confine.write)?;
         }
+        let mounts = ReadOnly::but(&confine.write);
+        let mounts =
+            if namespaced || mounts.is_possible() { Mounts::Sure(mounts) } else { Mounts::Perhaps(mounts) };
         let refusals = seccomp::available().then(|| Refusals::new(sockets));
         let network = match (sockets, &refusals) {
             (Sockets::All, _) => OPEN,
@@ -118,15 +133,14 @@ impl Prepared {
             (Sockets::None, Some(_)) => "sockets refused",
             (Sockets::None, None) => "none: this kernel filters no system calls",
         };
-        let walls = Walls {
-            filesystem: match &rules {
-                Ok(rules) => format!("landlock {}", rules.version),
-                Err(reason) => format!("none: {reason}"),
-            },
-            network: network.to_owned(),
-            capabilities_dropped: capabilities::any(),
+        let filesystem = match (&rules, &mounts) {
+            (Ok(rules), Mounts::Sure(_)) => format!("landlock {}, read-only mounts", rules.version),
+            (Ok(rules), Mounts::Perhaps(_)) => format!("landlock {}", rules.version),
+            (Err(reason), _) => format!("none: {reason}"),
         };
-        Ok(Prepared { walls, limits, linux: Some(Linux { rules: rules.ok(), refusals }) })
+        let walls =
+            Walls { filesystem, network: network.to_owned(), capabilities_dropped: capabilities::any() };
+        Ok(Prepared { walls, limits, linux: Some(Linux { mounts, rules: rules.ok(), refusals }) })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -149,6 +163,10 @@ impl Prepared {
         }
         #[cfg(target_os = "linux")]
         if let Some(linux) = &self.linux {
+            match &linux.mounts {
+                Mounts::Sure(mounts) => mounts.enter()?,
+                Mounts::Perhaps(mounts) => drop(mounts.enter()),
+            }
             rustix::thread::set_no_new_privs(true)?;
             capabilities::drop_all()?;
             if let Some(rules) = &linux.rules {

@@ -45,12 +45,12 @@ pub(super) struct Init {
 }
 
 impl Init {
-    /// Starts the namespaces' first process, which calls `spawn`; itself, and the leader's number outside.
+    /// Starts the namespaces' first process, which calls `spawn`; itself, and the leader as it is known outside.
     pub(super) fn start(
         namespaces: &Namespaces,
         cgroup: Option<&Cgroup>,
         spawn: impl FnOnce() -> io::Result<Pid>,
-    ) -> io::Result<(Init, Pid)> {
+    ) -> io::Result<(Init, Pid, Identity)> {
         let (control, inner) = UnixStream::pair()?;
         let reaped = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // SAFETY: a shim has one thread.
@@ -65,9 +65,11 @@ impl Init {
         let identity = Identity::of(pid.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
         let mut init = Init { identity, control, frames: Frames::default(), reaped, killed: BTreeSet::new() };
         let leader = init.hear_of_the_leader()?;
+        // While it cannot have been reaped.
+        let identity = Identity::of(leader.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
         init.control.write_all(b"found\n")?;
         init.control.set_nonblocking(true)?;
-        Ok((init, leader))
+        Ok((init, leader, identity))
     }
 
     fn hear_of_the_leader(&mut self) -> io::Result<Pid> {

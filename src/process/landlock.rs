@@ -1,8 +1,8 @@
 //! The wall around the file system: Landlock, by its three system calls. Needs no privilege, holds for root, too, and
 //! cannot be taken down again from inside.
 //!
-//! What it does not hold: `stat`, `readlink`, `chdir`, and the *attributes* of files (`chmod`, `chown`, `utime`, extended
-//! ones), which file ownership alone guards; connections to sockets that lie in the file system (see `refusals`); what was
+//! What it does not hold: `stat`, `readlink`, `chdir`; the *attributes* of files (`chmod`, `utime`, extended ones: see
+//! `mounts`); connections to sockets that lie in the file system (see `refusals`); what was
 //! open before. A confined process cannot trace one outside, nor (from version 6 on) send it a signal.
 
 use rustix::fs::{FileType, Mode, OFlags};

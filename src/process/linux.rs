@@ -175,10 +175,10 @@ pub(super) fn leave(code: i32) -> ! {
     fork::leave(code)
 }
 
-/// Reaps such a child, if it has ended.
+/// Reaps such a child, which is ending.
 pub(super) fn reap_aside(pid: i32) {
     // SAFETY: asks for a number's end without memory of ours; a number that is no child of ours is refused.
-    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) };
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) };
 }
 
 /// What a terminal or a careless `kill` sends is not for this process.

@@ -5,6 +5,8 @@
 //! | `socket`, where the network is closed | UDP and raw sockets pass Landlock; so do the sockets that lie in the file system: a container daemon's, an agent's, our own workers' and shims' |
 //! | `io_uring_setup` | a ring makes sockets without a call that a filter sees |
 //! | user namespaces (`clone`, `clone3`, `unshare`), `setns` | there a process has every capability again |
+//! | `chmod` and its like, where they would set setuid or setgid | a file of the build would lend its owner to whoever runs it |
+//! | `openat2` | its mode, too, lies where a filter does not see it |
 //! | `add_key`, `request_key`, `keyctl` | the user's keys are not files |
 //!
 //! Socket pairs stay, but for those that could be connected anew. In an empty network namespace the families that end at
@@ -32,6 +34,23 @@ const fn refuse(errno: i32) -> u32 {
 /// What a socket's type is, without the flags that share its number.
 const SOCKET_TYPE_BITS: u32 = 0xf;
 
+/// Everything that gives a file a mode, and which argument that is. Without O_CREAT it is none, and zero in practice.
+const MODES: &[(libc::c_long, usize)] = &[
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mknod, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_creat, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 2),
+    (libc::SYS_fchmod, 1),
+    (libc::SYS_fchmodat, 2),
+    (libc::SYS_fchmodat2, 2),
+    (libc::SYS_mknodat, 2),
+    (libc::SYS_openat, 3),
+];
+
 /// How far the network is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sockets {
@@ -55,24 +74,28 @@ impl Refusals {
             step(IF_AT_LEAST, X32_FIRST, 0, 1),
             step(RETURN, refuse(libc::ENOSYS), 0, 0),
         ];
-        // Not there, as on an older kernel: then programs have another way. clone3 hides its flags from a filter.
+        // Not there, as on an older kernel: then programs have another way. clone3 and openat2 hide their flags from a filter.
         for call in [
             libc::SYS_clone3,
             libc::SYS_io_uring_setup,
+            libc::SYS_openat2,
             libc::SYS_add_key,
             libc::SYS_request_key,
             libc::SYS_keyctl,
         ] {
             of_call(&mut filter, call, &[step(RETURN, refuse(libc::ENOSYS), 0, 0)]);
         }
-        for call in [libc::SYS_clone, libc::SYS_unshare] {
-            let user_namespace = libc::CLONE_NEWUSER as u32;
+        let user_namespace = libc::CLONE_NEWUSER as u32;
+        let flags =
+            [(libc::SYS_clone, 0), (libc::SYS_unshare, 0)].map(|(call, index)| (call, index, user_namespace));
+        let modes = MODES.iter().map(|(call, index)| (*call, *index, libc::S_ISUID | libc::S_ISGID));
+        for (call, index, bits) in flags.into_iter().chain(modes) {
             of_call(
                 &mut filter,
                 call,
                 &[
-                    step(LOAD, offset_argument(0), 0, 0),
-                    step(IF_ANY_BIT, user_namespace, 0, 1),
+                    step(LOAD, offset_argument(index), 0, 0),
+                    step(IF_ANY_BIT, bits, 0, 1),
                     step(RETURN, refuse(libc::EPERM), 0, 0),
                 ],
             );
@@ -129,7 +152,7 @@ mod tests {
     use super::*;
 
     /// What a filter answers this call.
-    fn answer(filter: &Refusals, number: libc::c_long, arguments: [u32; 2]) -> u32 {
+    fn answer<const N: usize>(filter: &Refusals, number: libc::c_long, arguments: [u32; N]) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let instruction = filter.0[at];
@@ -138,7 +161,10 @@ mod tests {
             match instruction.code {
                 LOAD if instruction.k == OFFSET_NUMBER => loaded = number as u32,
                 LOAD if instruction.k == OFFSET_ARCHITECTURE => loaded = ARCHITECTURE,
-                LOAD => loaded = arguments[usize::from(instruction.k == offset_argument(1))],
+                LOAD => {
+                    let index = (0..N).find(|index| instruction.k == offset_argument(*index));
+                    loaded = arguments[index.expect("an argument of the call")];
+                }
                 MASK => loaded &= instruction.k,
                 IF_EQUAL => at += jump(loaded == instruction.k),
                 IF_AT_LEAST => at += jump(loaded >= instruction.k),
@@ -179,6 +205,15 @@ mod tests {
                 assert_eq!(answer(&filter, call, [0, 0]), refuse(libc::ENOSYS));
             }
             assert_eq!(answer(&filter, libc::SYS_clone, [thread, 0]), libc::SECCOMP_RET_ALLOW);
+            for (call, index) in MODES {
+                let of_mode = |mode| {
+                    let mut arguments = [0o7777_7777, 0, 0, 0];
+                    arguments[*index] = mode;
+                    answer(&filter, *call, arguments)
+                };
+                assert_eq!(of_mode(0o1777), libc::SECCOMP_RET_ALLOW);
+                assert_eq!([of_mode(0o4755), of_mode(0o2755)], [refuse(libc::EPERM); 2]);
+            }
             assert_eq!(answer(&filter, libc::SYS_read, [user, user]), libc::SECCOMP_RET_ALLOW);
             let x32 = libc::c_long::from(X32_FIRST) + libc::SYS_socket;
             assert_eq!(answer(&filter, x32, [0, 0]), refuse(libc::ENOSYS));

@@ -60,15 +60,16 @@ pub(super) fn available() -> bool {
 pub(super) fn attempt() -> Result<(), String> {
     let trial = || {
         let at = |step: u8| move |error: io::Error| (step, error);
-        let session = rustix::process::getsid(None).map_err(|error| (1, error.into()))?;
+        // Not rustix's, which knows no session 0: that of a leader outside of this PID namespace.
+        // SAFETY: plain system calls. A fresh child leads no group, so that unpinned it would lead a session then.
+        let session = unsafe { libc::getsid(0) };
         pin_group().map_err(at(2))?;
-        // Answers 0 and does nothing; a fresh child leads no group, so that unpinned it would lead a session now.
-        // SAFETY: a plain system call.
-        unsafe { libc::syscall(libc::SYS_setsid) };
-        match rustix::process::getsid(None) {
-            Ok(still) if still == session => Ok(()),
-            _ => Err((3, io::Error::from_raw_os_error(libc::EINVAL))),
-        }
+        // SAFETY: as above.
+        let still = unsafe {
+            libc::syscall(libc::SYS_setsid);
+            libc::getsid(0)
+        };
+        if still == session { Ok(()) } else { Err((3, io::Error::from_raw_os_error(libc::EINVAL))) }
     };
     // SAFETY: the trial makes system calls only.
     unsafe { super::fork::attempt(0, trial) }.map_err(|(step, error)| match step {

@@ -224,7 +224,9 @@ impl Shim {
             self.pass_deadlines();
         }
         self.remove_scratch();
-        self.watcher.take().map(Watcher::dismiss);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.dismiss();
+        }
         // Leases close with the process, not a moment before it: their holders take that for its end.
         std::mem::forget(self);
         Ok(())
@@ -399,12 +401,8 @@ impl Shim {
         // First, so that there is no moment in which the tree is unwatched.
         let watched = if self.held.needs_watcher() { self.watch() } else { Ok(()) };
         let started = watched.and_then(|()| spawn::start(&self.record.spec, self.inherit.take(), &self.held));
-        let started = started.and_then(|started| {
-            let identity = Identity::of(started.pid.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
-            Ok((started, identity))
-        });
-        let (started, identity) = match started {
-            Ok(both) => both,
+        let started = match started {
+            Ok(started) => started,
             Err(error) => {
                 self.remove_cgroup();
                 self.files.remove();
@@ -413,9 +411,9 @@ impl Shim {
                 return;
             }
         };
-        self.record.child = Some(identity.clone());
+        self.record.child = Some(started.identity.clone());
         if let Some(watcher) = &mut self.watcher {
-            watcher.tell_leader(identity.pid);
+            watcher.tell_leader(started.identity.pid);
         }
         #[cfg(target_os = "linux")]
         {
@@ -433,7 +431,7 @@ impl Shim {
                 #[cfg(target_os = "linux")]
                 init: started.init,
             },
-            identity,
+            identity: started.identity,
             output: Some(started.output),
             exit: None,
             reaped: 0,
@@ -462,7 +460,9 @@ impl Shim {
     fn replace_watcher(&mut self) {
         if let Err(error) = self.watch() {
             eprintln!("rbee shim: {error}");
-            self.watcher.take().map(Watcher::collect);
+            if let Some(dead) = self.watcher.take() {
+                dead.collect();
+            }
             self.terminate(self.record.spec.grace());
         }
     }

@@ -2,6 +2,7 @@
 
 use super::confine::{Prepared, Walls};
 use super::contain::Held;
+use super::identity::Identity;
 use super::inherited::{LISTENER_FD, SHIM_PIPE_FD};
 #[cfg(target_os = "linux")]
 use super::init::Init;
@@ -17,6 +18,7 @@ use std::process::{Command, Stdio};
 
 pub(super) struct Started {
     pub pid: Pid,
+    pub identity: Identity,
     /// The read end of stdout and stderr, one pipe for both so that their order is kept.
     pub output: OwnedFd,
     /// Held for as long as the shim lives; the child has the other end.
@@ -62,11 +64,21 @@ pub(super) fn start(spec: &Spec, inherit: Option<OwnedFd>, held: &Held) -> io::R
     let spawn = || spawn(command, prepared, held);
     #[cfg(target_os = "linux")]
     if let Some(namespaces) = &held.namespaces {
-        let (init, pid) = Init::start(namespaces, held.cgroup.as_ref(), spawn)?;
-        return Ok(Started { pid, output: output.into(), alive: alive.into(), walls, init: Some(init) });
+        let (init, pid, identity) = Init::start(namespaces, held.cgroup.as_ref(), spawn)?;
+        return Ok(Started {
+            pid,
+            identity,
+            output: output.into(),
+            alive: alive.into(),
+            walls,
+            init: Some(init),
+        });
     }
+    let pid = spawn()?;
+    let identity = Identity::of(pid.as_raw_pid()).ok_or(io::ErrorKind::NotFound)?;
     Ok(Started {
-        pid: spawn()?,
+        pid,
+        identity,
         output: output.into(),
         alive: alive.into(),
         walls,

@@ -6,6 +6,7 @@ use super::platform;
 use super::record::Record;
 use super::sweep::{remains, sweep};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -55,12 +56,17 @@ impl Watcher {
     pub(super) fn dismiss(mut self) {
         self.tell_leader(FAREWELL);
         let timeout = Timespec { tv_sec: LEAVE_MAX.as_secs().cast_signed(), tv_nsec: 0 };
-        // It writes nothing, so this is its end; or it is stopped, and dies of nothing worse than having nothing to do.
-        let _ = poll(&mut [PollFd::new(&self.lives, PollFlags::IN)], Some(&timeout));
+        // It writes nothing, so this is its end; unless somebody has stopped it.
+        if poll(&mut [PollFd::new(&self.lives, PollFlags::IN)], Some(&timeout)) == Ok(0)
+            && let Some(pid) = self.pid.and_then(Pid::from_raw)
+        {
+            // A child not reaped yet, so the number is its own.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
         self.collect();
     }
 
-    /// Reaps it, where it is a child.
+    /// Reaps one that has closed its end or was killed, where it is a child.
     pub(super) fn collect(self) {
         if let Some(pid) = self.pid {
             platform::reap_aside(pid);

@@ -5,4 +5,5 @@ pub mod hub;
 pub mod models;
 pub mod node;
 pub mod pidns;
+pub mod survivors;
 pub mod trees;

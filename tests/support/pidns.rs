@@ -10,17 +10,59 @@
 //! }
 //! ```
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Processes and threads in one namespace.
 const PIDS_MAX: u32 = 2000;
 /// A test that hangs fails; the namespace and all in it die with `unshare`.
 const TEST_SECONDS_MAX: u32 = 240;
+const TEST_SECONDS_MAX_OF_ALL: u32 = 1800;
 const INSIDE: &str = "RBEE_TEST_IN_PIDNS";
+
+/// Who has no rights here, as a number.
+pub const NOBODY: &str = "65534";
+
+/// [`inside`], as that user, in a control group of its own where there can be one. Only root becomes another.
+pub fn inside_as(uid: &str, module: &str, test: &str) -> bool {
+    if !rustix::process::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
+        eprintln!("skipped: {test}: only root becomes another user");
+        return false;
+    }
+    let group = delegated_group();
+    let ended = run(module, test, &become_nobody(uid, group.as_deref()));
+    if let Some(group) = group.filter(|_| !ended) {
+        // Its own groups are gone if the test passed; if not, the test has said more than this could.
+        let _ = std::fs::remove_dir(group);
+    }
+    ended
+}
+
+/// A line of shell that ends in what stands before the test's command.
+fn become_nobody(uid: &str, group: Option<&Path>) -> String {
+    let join = group.map_or(String::new(), |group| {
+        let group = group.display();
+        format!("mkdir {group} && chown -R {uid} {group} && echo 0 > {group}/cgroup.procs\n")
+    });
+    format!("{join}setpriv --reuid={uid} --regid={uid} --clear-groups ")
+}
+
+/// Below the group of this process, not made yet.
+fn delegated_group() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?.split(' ').nth(4)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(mount).join(own).join(format!("rbee-test-{}", uuid::Uuid::now_v7().simple())))
+}
 
 /// True in the namespace. Elsewhere runs the named test of this executable in a fresh one, fails as it fails, and is
 /// false.
 pub fn inside(module: &str, test: &str) -> bool {
+    run(module, test, "")
+}
+
+fn run(module: &str, test: &str, before: &str) -> bool {
     let path = format!("{module}::{test}");
     let name = path.split_once("::").map_or(path.as_str(), |(_crate, name)| name);
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
@@ -31,10 +73,10 @@ pub fn inside(module: &str, test: &str) -> bool {
         return false;
     };
     let status = Command::new("timeout")
-        .args(["--signal=KILL", &TEST_SECONDS_MAX.to_string(), "unshare"])
+        .args(["--signal=KILL", &seconds_max().to_string(), "unshare"])
         .args(unshare)
         // The shell stays as process 1 and reaps what is orphaned; `exit` keeps it from making way for its last command.
-        .args(["sh", "-c", &format!("{}\n\"$@\"; exit $?", limit()), "sh"])
+        .args(["sh", "-c", &format!("{}\n{before}\"$@\"; exit $?", limit()), "sh"])
         .arg(std::env::current_exe().expect("a test knows its executable"))
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, name)
@@ -58,11 +100,20 @@ fn unshare_arguments() -> Option<&'static [&'static str]> {
 /// The limit, as a line of shell. Since Linux 6.14 `pid_max` is the namespace's own; before, writing it would limit the
 /// whole machine, and the number of processes of this user is all there is (root is exempt from that).
 fn limit() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
-    if (numbers.next(), numbers.next()) >= (Some(6), Some(14)) {
+    if limits_are_own() {
         format!("echo {PIDS_MAX} > /proc/sys/kernel/pid_max || ulimit -u {PIDS_MAX}")
     } else {
         format!("ulimit -u {PIDS_MAX}")
     }
+}
+
+fn seconds_max() -> u32 {
+    if std::env::var_os("RBEE_KILLS").is_some() { TEST_SECONDS_MAX_OF_ALL } else { TEST_SECONDS_MAX }
+}
+
+/// Since Linux 6.14 `pid_max` is the namespace's own.
+pub fn limits_are_own() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(14))
 }
