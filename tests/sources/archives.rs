@@ -378,7 +378,8 @@ async fn what_cannot_be_unpacked_is_said() {
 #[tokio::test]
 async fn hostile_zips_are_refused() {
     use zip::write::SimpleFileOptions;
-    let make = |fill: &dyn Fn(&mut zip::ZipWriter<std::io::Cursor<Vec<u8>>>)| {
+    type Writer = zip::ZipWriter<std::io::Cursor<Vec<u8>>>;
+    let make = |fill: &dyn Fn(&mut Writer)| {
         let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
         fill(&mut writer);
         writer.finish().unwrap().into_inner()

@@ -110,7 +110,8 @@ async fn run(task: Task, order: &FetchOrder<'_>, events: Events<'_>) -> Result<(
         read: sources.chain([words.clone(), program.clone()]).collect(),
         write: vec![task.into.clone()],
         network: false,
-        file_bytes_max: Some(order.limits.unpacked.bytes_max),
+        // A source is copied, too, and what comes out of it is counted before it is written.
+        file_bytes_max: Some(order.limits.unpacked.bytes_max.saturating_add(order.limits.bytes_max)),
         memory_bytes_max: Some(MEMORY_BYTES_MAX),
     });
     spec.program = Some(program);

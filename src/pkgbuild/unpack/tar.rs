@@ -10,6 +10,8 @@ const BLOCK: usize = 512;
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 type Block = [u8; BLOCK];
+/// Key and value of an extended header.
+type Record<'a> = (&'a [u8], &'a [u8]);
 
 /// Whether this can be the first block of an archive.
 pub fn is_tar(block: &[u8]) -> bool {
@@ -139,7 +141,7 @@ fn check_global(records: &[u8]) -> Result<(), UnpackError> {
 }
 
 /// Records of `LENGTH KEY=VALUE\n`.
-fn pax(mut records: &[u8]) -> Result<Vec<(&[u8], &[u8])>, UnpackError> {
+fn pax(mut records: &[u8]) -> Result<Vec<Record<'_>>, UnpackError> {
     let bad = || damaged("an extended header is no list of records");
     let mut all = Vec::new();
     while !records.is_empty() && records[0] != 0 {
