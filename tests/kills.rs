@@ -61,12 +61,15 @@ impl Busy {
     fn is_childless_within(&self, limit: Duration) {
         within(limit, "worker and shim are gone", || {
             let left = [self.worker, self.shim].map(is_alive);
-            if left == [false; 2] { Ok(()) } else { Err(format!("alive: worker and shim: {left:?}")) }
+            if left != [false; 2] {
+                return Err(format!("alive: worker and shim: {left:?}"));
+            }
+            // The shim's watcher sees that all has ended, and goes.
+            let daemons = [self.hive.pid(), self.queen.pid()].map(is_alive);
+            let (all, daemons) =
+                (self.place.processes().len(), daemons.iter().filter(|alive| **alive).count());
+            if all == daemons { Ok(()) } else { Err(format!("{all} processes, {daemons} daemons")) }
         });
-        assert_eq!(
-            self.place.processes().len(),
-            [self.hive.pid(), self.queen.pid()].map(is_alive).iter().filter(|alive| **alive).count()
-        );
     }
 
     /// Whatever happened: another request is answered, cleanly.

@@ -384,9 +384,15 @@ fn a_fork_bomb_stops_at_its_limit_and_ends_whole() {
         return eprintln!("skipped: before Linux 6.14 a PID namespace has no limit of its own");
     }
     let directory = tempfile::tempdir().unwrap();
-    // Says so once it can fork no more: the shell's complaint.
-    let script = "b() { b & b & wait; }; b 2>&1 | grep -m1 -i fork >/dev/null; echo ready; wait";
-    let spec = Spec { processes_max: Some(PROCESSES_MAX), ..in_a_pid_namespace("bomb", script) };
+    assert!(Command::new("mkfifo").arg(directory.path().join("up")).status().unwrap().success());
+    // The leader forks once only, and says so when the others can no more: by the shell's complaint.
+    let script = "b() { while :; do b & done; }; exec 3<>up; b 2>&3 & \
+                  while read line <&3; do case $line in *fork*) break;; esac; done; echo ready; exec sleep 1000";
+    let spec = Spec {
+        processes_max: Some(PROCESSES_MAX),
+        cwd: Some(directory.path().into()),
+        ..in_a_pid_namespace("bomb", script)
+    };
     block_on(async {
         let tree = launch(directory.path(), spec).await;
         ready(&tree).await;

@@ -6,13 +6,15 @@
 //! intent or by `kill -9`, the tree's `orphan_ttl` runs; a new hive that connects in time has adopted it.
 //!
 //! ```text
-//!  hive ── lease: unix socket, JSON lines ──▶ shim (own session, child subreaper)
+//!  hive ── lease: unix socket, JSON lines ──▶ shim (own session, child subreaper) ◀──▶ watcher (own session)
 //!                                              └─▶ leader ─▶ … one process group, pinned, PDEATHSIG on the leader
+//!                                          or  └─▶ init (PDEATHSIG) ─▶ leader ─▶ … one PID namespace, no watcher
 //! ```
 //!
 //! Three things end a tree: the holder asks (`Tree::stop`), the lease runs out, or the leader exits; each is followed
 //! by the same end: KILL what is left, reap to the last child, tell a receipt. If the shim itself is killed, the
-//! leader dies with it and the holder kills the rest by session; if both are, the next hive's `adopt` does.
+//! leader dies with it and the holder kills the rest by session and control group; if both are, the watcher does, or the
+//! kernel with the namespace; if all three are, the next hive's `adopt`.
 
 mod adopt;
 mod capture;

@@ -533,28 +533,33 @@ fn a_recipe_cannot_turn_our_own_hand_against_the_person() {
 _turn() {{
   local work=${{startdir%/start}} name
   for name in ours/driver.sh ours/owners/chown control/phase control/version control/fields cargo/config.toml; do
-    rm -rf "$work/$name"; ln -s {0} "$work/$name"
+    rm -rf "$work/$name" || true; ln -s {0} "$work/$name" || true
   done
   for name in pkg/x pkg ours control cargo; do
-    mv "$work/$name" "$work/moved"; ln -s {1} "$work/$name"
+    mv "$work/$name" "$work/moved" || true; ln -s {1} "$work/$name" || true
   done
   true
 }}
-_turn 2>/dev/null
-build() {{ _turn; }}
-check() {{ _turn; }}
-{PROGRAM}"#,
+"#,
         kept.display(),
         folder.display()
     );
-    let bench = Bench::new();
-    let order = bench.order(&text(&recipe), here(), Vec::new());
-    let ended = block_on(bench.build(order, &CancellationToken::new()));
-    println!("{}\n{:?}", bench.told(), ended.as_ref().err());
-    drop(ended);
-    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "as it was");
-    assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    assert!(folder.read_dir().unwrap().next().is_none());
-    assert!(bench.is_clean());
+    let turns = [
+        format!("_turn\n{PROGRAM}"),
+        format!("build() {{ _turn; }}\n{PROGRAM}"),
+        format!("build() {{ :; }}\n{}", PROGRAM.replace("{ printf", "{ _turn; printf")),
+    ];
+    for turn in turns {
+        let bench = Bench::new();
+        let order = bench.order(&text(&format!("{recipe}{turn}")), here(), Vec::new());
+        let ended = block_on(bench.build(order, &CancellationToken::new()));
+        println!("{turn}{}\n{:?}", bench.told(), ended.as_ref().err());
+        assert!(!turn.contains("build()") || bench.told().contains("Starting build()"), "{turn}");
+        drop(ended);
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), "as it was", "{turn}");
+        assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{turn}");
+        assert!(folder.read_dir().unwrap().next().is_none(), "{turn}");
+        assert!(bench.is_clean(), "{turn}");
+    }
     nobody_is_left();
 }
