@@ -8,6 +8,7 @@ mod events;
 mod frames;
 mod journals;
 mod numbers;
+mod recipes;
 
 use std::time::{Duration, Instant};
 
