@@ -120,7 +120,8 @@ impl Hive {
     }
 
     async fn capabilities(&self) -> Capabilities {
-        let ladder = process::ladder();
+        // Its first look tries every rung.
+        let ladder = tokio::task::spawn_blocking(process::ladder).await.unwrap_or_else(|_| process::ladder());
         // As far as the operator lets it.
         let most = self.options.workers.rung_max.as_deref();
         let held =
