@@ -335,10 +335,6 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
     let text = std::fs::read_to_string(&toml).unwrap();
     std::fs::write(&toml, text.replace(r#"platforms = ["linux", "macos"]"#, r#"platforms = ["plan9"]"#))
         .unwrap();
-    shop.recipe("needy", QUICK, "");
-    let toml = shop.folder.join("needy/worker.toml");
-    let text = std::fs::read_to_string(&toml).unwrap();
-    std::fs::write(&toml, text.replace("makedepends = []", r#"makedepends = ["no-such-tool"]"#)).unwrap();
     let daemon = shop.hive(&place, &[]);
     let failure = |id: &str| {
         let job = daemon.job(&json!({"operation": "worker_install", "worker_id": id}));
@@ -356,11 +352,22 @@ fn what_fails_is_told_with_its_phase_its_code_its_last_lines_and_its_log() {
     let log = broken.details["log"].as_str().unwrap();
     assert!(std::fs::read_to_string(log).unwrap().contains("first"));
     assert_eq!(failure("elsewhere").code, Code::PlatformUnsupported);
-    let needy = failure("needy");
-    assert_eq!(needy.code, Code::MissingDependencies);
-    assert!(needy.message.contains("no-such-tool"), "{}", needy.message);
     assert_eq!(failure("unheard-of").code, Code::WorkerNotFound);
     is_clean(&place, &[&daemon, &shop.daemon], "broken", Duration::ZERO);
+}
+
+#[test]
+fn what_a_build_would_miss_is_said_before_it_begins_and_how_to_get_it() {
+    let place = Place::new();
+    // A node where nothing is to be found.
+    let daemon = Daemon::try_start(&place, "serve", &["--name", "bare"], &[("PATH", "/nowhere")]).unwrap();
+    let job = daemon.job(&json!({"operation": "worker_install", "worker_id": "cpu"}));
+    let error = job.find("error").unwrap_or_else(|| panic!("{job:?}")).clone();
+    let failure = serde_json::from_value::<rbee::wire::Failure>(error).unwrap();
+    assert_eq!(failure.code, Code::MissingDependencies);
+    assert!(failure.message.contains("cargo") && failure.message.contains("rustup"), "{}", failure.message);
+    assert!(failure.details["missing"].to_string().contains("cmake"), "{failure:?}");
+    assert!(folders_below(&place.state().join("builds")).is_empty());
 }
 
 #[test]

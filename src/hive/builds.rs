@@ -6,7 +6,7 @@
 //!  job ─┴─◀──────────────── Build (one a recipe) ───▶
 //! ```
 
-use crate::catalog::{Catalog, requirements};
+use crate::catalog::{Catalog, requirements, worker_id};
 use crate::hive::engines::{Engines, Provenance};
 use crate::job::stream::{EventLog, Step};
 use crate::job::{Context, Outcome};
@@ -118,6 +118,8 @@ impl Builds {
         id: &str,
         job: &Context,
     ) -> Outcome {
+        // `cpu` and the recipe it stands for are one build.
+        let id = worker_id(id);
         let build = loop {
             match self.enter(id, job) {
                 Entered::New(build) => {
@@ -235,6 +237,12 @@ async fn work(
     let recipe = Arc::new(recipe?);
     let entry = &recipe.entry;
     preflight(entry, &places.env)?;
+    for name in requirements::unknown(&entry.makedepends) {
+        tell(JobEvent::warn(
+            "build",
+            format!("nobody here knows how to look for `{name}`, which the recipe needs; trying"),
+        ));
+    }
     if let Some(there) = engines.installed().into_iter().find(|worker| worker.worker_id == entry.id)
         && there.recipe_sha256 == recipe.sha256
     {

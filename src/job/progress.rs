@@ -62,19 +62,25 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// `98.4 MB`, as sizes of downloads are usually told.
+/// `512 B`, `98 MiB`, `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if bytes < 1000 {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1 << 10 {
         return format!("{bytes} B");
     }
-    let mut value = bytes as f64 / 1000.0;
+    let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
         unit += 1;
     }
-    format!("{value:.1} {}", UNITS[unit])
+    // A tenth says something only of small numbers; of gibibytes always.
+    let is_round = (value - value.round()).abs() < 0.05 && unit < 2;
+    if is_round || (value >= 100.0 && unit < 2) {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 #[cfg(test)]
@@ -100,8 +106,11 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_well() {
-        let told: Vec<_> = [0, 999, 1000, 98_362_432, 999_999_999, 2_000_000_000_000].map(size).into();
-        assert_eq!(told, ["0 B", "999 B", "1.0 kB", "98.4 MB", "1.0 GB", "2.0 TB"]);
+    fn sizes_read_as_people_say_them() {
+        let told = [0, 1, 1023, 1024, 1536, 98 << 20, 300_000_000, 3 << 29, (1 << 30) - 1, 1 << 42].map(size);
+        let expected = [
+            "0 B", "1 B", "1023 B", "1 KiB", "1.5 KiB", "98 MiB", "286 MiB", "1.5 GiB", "1.0 GiB", "4.0 TiB",
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -4,6 +4,7 @@
 use super::bars::{Bars, Progress, duration};
 use super::lines::Lines;
 use crate::config::Settings;
+pub use crate::job::progress::size;
 use crate::wire::Failure;
 use crate::wire::job::{JobEvent, JobId, Level, Receipt};
 use serde_json::Value;
@@ -243,27 +244,6 @@ pub fn ago(then_ms: u64) -> String {
     duration(crate::wire::fleet::now_ms().saturating_sub(then_ms) / 1000)
 }
 
-/// `512 B`, `98 MiB`, `1.2 GiB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1 << 10 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    // A tenth says something only of small numbers; of gibibytes always.
-    let is_round = (value - value.round()).abs() < 0.05 && unit < 2;
-    if is_round || (value >= 100.0 && unit < 2) {
-        format!("{value:.0} {}", UNITS[unit])
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,15 +251,6 @@ mod tests {
     #[test]
     fn others_text_cannot_move_the_cursor() {
         assert_eq!(printable("a\u{1b}[2Jb\rc\td"), "a[2Jbc\td");
-    }
-
-    #[test]
-    fn sizes_read_as_people_say_them() {
-        let told = [0, 1, 1023, 1024, 1536, 98 << 20, 300_000_000, 3 << 29, (1 << 30) - 1, 1 << 42].map(size);
-        let expected = [
-            "0 B", "1 B", "1023 B", "1 KiB", "1.5 KiB", "98 MiB", "286 MiB", "1.5 GiB", "1.0 GiB", "4.0 TiB",
-        ];
-        assert_eq!(told, expected);
     }
 
     #[test]

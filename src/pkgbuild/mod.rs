@@ -82,6 +82,14 @@ pub struct Order {
     pub rung_max: Option<String>,
 }
 
+impl Order {
+    /// What this build is called among others.
+    fn name(&self) -> String {
+        let folder = self.work.file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+        format!("build-{}-{folder}", self.recipe)
+    }
+}
+
 pub enum Ended {
     Built(Built),
     Cancelled(Receipt),

@@ -53,7 +53,7 @@ pub(super) async fn sources(
     let (trusted, limits) = (Trusted::new(&order.trusted), Limits::default());
     let errands = Errands { processes: &order.processes, shim: order.shim.as_deref(), cancel, hurry };
     let fetching = FetchOrder {
-        id: &order.recipe,
+        id: &order.name(),
         cache: &order.sources,
         work: &work.root,
         origin: order.origin.as_ref(),

@@ -62,9 +62,9 @@ impl<'a> Trees<'a> {
         Ok(Trees { order, root, tell, cancel, hurry, phase, are_walls_told: AtomicBool::new(false) })
     }
 
-    /// A tree's name among those of the node.
+    /// A tree's name among those of the node: the work folder's, by which a build knows its own, and the step.
     pub(super) fn name(&self, step: &str) -> String {
-        format!("build-{}-{step}-{}", self.order.recipe, crate::wire::id::fresh())
+        format!("{}-{step}", self.order.name())
     }
 
     pub(super) fn log(&self) -> &Path {
@@ -185,6 +185,7 @@ impl<'a> Trees<'a> {
             let walls = tree.walls();
             let network = match walls.network.as_str() {
                 "namespace" => "network namespace",
+                "open" => "network open",
                 other => other,
             };
             let mut told = vec![walls.filesystem.as_str(), network, tree.containment()];
