@@ -392,6 +392,51 @@ fn a_failed_build_of_a_newer_version_leaves_the_older_one_in_use() {
     assert_eq!(versions.len(), 2, "the version in use and what leads to it: {versions:?}");
 }
 
+/// The most that a hive may grow by while a build floods it.
+const GROWTH_MAX: u64 = 16 << 20;
+
+fn resident_bytes(pid: i32) -> u64 {
+    rbee::process::memory_bytes(pid).unwrap_or_default()
+}
+
+#[test]
+fn a_build_that_floods_its_log_does_not_grow_the_hive() {
+    alone(|| {
+        let is_full = std::env::var("RBEE_FLOOD").is_ok_and(|how| how == "full");
+        let (line, lines) = if is_full { (1_u64 << 30, 3_000_000_000) } else { (64 << 20, 200_000_000_u64) };
+        let place = Place::new();
+        let shop = Shop::open(&place);
+        let flood = format!(
+            "build() {{\n  head -c {line} /dev/zero | tr '\\0' x; echo\n  yes 'one of many lines that nobody reads' | head -c {lines}\n}}\n{QUICK}"
+        );
+        shop.recipe("flood", &flood, "");
+        let daemon = shop.hive(&place, &[]);
+        let before = resident_bytes(daemon.pid());
+        let begun = Instant::now();
+        let job = install(&daemon, "flood");
+        let mut most = before;
+        let mut stream = daemon.stream_of(&job);
+        while let Ok(Some(event)) = stream.next() {
+            most = most.max(resident_bytes(daemon.pid()));
+            if event.name.is_none() {
+                assert_eq!(event.data, "[DONE]");
+            }
+        }
+        let took = begun.elapsed();
+        let rate = (line + lines) as f64 / took.as_secs_f64() / 1e6;
+        println!(
+            "{} MB in {took:.1?}, {rate:.0} MB/s; the hive grew by {} KiB from {} KiB",
+            (line + lines) / 1_000_000,
+            (most - before) >> 10,
+            before >> 10
+        );
+        assert!(most - before <= GROWTH_MAX, "it grew by {} KiB", (most - before) >> 10);
+        let logs = folders_below(&place.state().join("logs"));
+        let kept: u64 = logs.iter().filter_map(|log| log.metadata().ok()).map(|log| log.len()).sum();
+        assert!(kept <= 33 << 20, "{kept} bytes of logs");
+    });
+}
+
 #[test]
 fn a_catalog_that_is_down_is_named_and_the_recipes_inside_still_list() {
     let place = Place::new();

@@ -70,12 +70,17 @@ fn best_kind(engines: &[Engine], devices: &[Device]) -> String {
 /// One that was built for this very node, if it is of our version; else the one inside; else another project's.
 fn best_of_kind<'n>(engines: &'n [Engine], kind: &str) -> Option<&'n Engine> {
     let rank = |engine: &&Engine| match &engine.program {
-        Program::Ours(_) if engine.version == VERSION => 0,
+        Program::Ours(_) if is_ours(&engine.version) => 0,
         Program::BuiltIn => 1,
         Program::Ours(_) => 2,
         Program::Foreign { .. } => 3,
     };
     engines.iter().filter(|engine| engine.kind == kind).min_by_key(rank)
+}
+
+/// Whether a package, `pkgver-pkgrel`, is of this program's version. A package's version has no `-` of its own.
+fn is_ours(package: &str) -> bool {
+    package.rsplit_once('-').is_some_and(|(version, _)| version == VERSION.replace('-', "_"))
 }
 
 fn device_for<'n>(want: &WorkerSpawn, engine: &Engine, devices: &'n [Device]) -> Result<&'n Device, Failure> {
@@ -162,7 +167,8 @@ mod tests {
     }
 
     fn ours(kind: &str, version: &str) -> Engine {
-        engine(&format!("llm-worker-rbee-{kind}"), kind, version, Program::Ours("/w".into()))
+        let package = format!("{version}-1");
+        engine(&format!("llm-worker-rbee-{kind}"), kind, &package, Program::Ours("/w".into()))
     }
 
     fn foreign(kind: &str) -> Engine {
