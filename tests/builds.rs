@@ -241,6 +241,30 @@ fn a_cancelled_build_leaves_no_process_no_file_and_tells_a_receipt() {
 }
 
 #[test]
+fn a_build_is_among_the_processes_and_can_be_ended_there() {
+    alone(|| {
+        let place = Place::new();
+        let shop = Shop::open(&place);
+        shop.recipe("stubborn", STUBBORN, "");
+        let daemon = shop.hive(&place, &[]);
+        let job = install(&daemon, "stubborn");
+        has_told(&daemon, &job, "compiling");
+        let list = daemon.job(&json!({"operation": "worker_process_list"})).done()["processes"].clone();
+        let of_build = |process: &&Value| process["worker_id"].as_str().unwrap().contains(&job);
+        let builds: Vec<&Value> = list.as_array().unwrap().iter().filter(of_build).collect();
+        assert_eq!(builds.len(), 1, "{list}");
+        let pid = builds[0]["pid"].clone();
+        let ended = daemon.job(&json!({"operation": "worker_process_delete", "pid": pid}));
+        assert_eq!(ended.done()["receipt"]["clean"], true, "{ended:?}");
+        is_clean(&place, &[&daemon, &shop.daemon], "stubborn", Duration::ZERO);
+        assert!(matches!(daemon.follow(&job).terminator, Terminator::Error(_)));
+        // Nothing of it stands in the way of the next.
+        shop.recipe("stubborn", QUICK, "");
+        daemon.job(&json!({"operation": "worker_install", "worker_id": "stubborn"})).done();
+    });
+}
+
+#[test]
 fn a_build_whose_hive_is_killed_leaves_nothing_either() {
     alone(|| {
         let place = Place::new();

@@ -120,7 +120,7 @@ pub static SPAWN_MODEL: Flag =
         .short('m')
         .required();
 pub static SPAWN_WORKER: Flag =
-    Flag::new("worker", Text, "ID", "which engine: cpu, cuda, metal or a worker's id")
+    Flag::new("worker", Text, "ID", "which engine: cpu, cuda, metal, built-in or an installed worker's id")
         .says("the best there is");
 pub static SLOTS: Flag = Flag::new("slots", Number { min: 1, max: 256 }, "N", "how many requests at once")
     .says("4, fewer where memory is short");

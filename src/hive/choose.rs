@@ -136,7 +136,7 @@ fn unknown_engine(id: &str, engines: &[Engine]) -> Failure {
 
 fn list(engines: &[Engine]) -> String {
     let names = engines.iter().map(|engine| match engine.program {
-        Program::BuiltIn => format!("{} (built in)", engine.id),
+        Program::BuiltIn => format!("{} ({})", engine.id, engine.kind),
         _ => engine.id.clone(),
     });
     names.collect::<Vec<_>>().join(", ")
@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn built_in(kind: &str) -> Engine {
-        engine(kind, kind, VERSION, Program::BuiltIn)
+        engine("built-in", kind, VERSION, Program::BuiltIn)
     }
 
     fn ours(kind: &str, version: &str) -> Engine {
@@ -205,7 +205,9 @@ mod tests {
         assert_eq!(chosen(&want(None, None), &native, &devices), pair("llm-worker-rbee-cpu", "CPU-0"));
         assert_eq!(chosen(&want(Some("cpu"), None), &native, &devices), pair("llm-worker-rbee-cpu", "CPU-0"));
         let old = [built_in("cpu"), ours("cpu", "0.0.1")];
-        assert_eq!(chosen(&want(Some("CPU"), None), &old, &devices), pair("cpu", "CPU-0"));
+        assert_eq!(chosen(&want(Some("CPU"), None), &old, &devices), pair("built-in", "CPU-0"));
+        let inside = want(Some("built-in"), None);
+        assert_eq!(chosen(&inside, &native, &devices), pair("built-in", "CPU-0"));
         let named = want(Some("llm-worker-rbee-cpu"), None);
         assert_eq!(chosen(&named, &old, &devices), pair("llm-worker-rbee-cpu", "CPU-0"));
     }
@@ -214,7 +216,7 @@ mod tests {
     fn a_foreign_engine_serves_who_names_it_or_a_kind_that_nothing_else_can_do() {
         let devices = [device("CPU-0", "cpu", 1), device("GPU-0", "cuda", 1)];
         let engines = [built_in("cpu"), foreign("cuda")];
-        assert_eq!(chosen(&want(None, None), &engines, &devices), pair("cpu", "CPU-0"));
+        assert_eq!(chosen(&want(None, None), &engines, &devices), pair("built-in", "CPU-0"));
         assert_eq!(chosen(&want(Some("cuda"), None), &engines, &devices), pair("llama-cpp-server", "GPU-0"));
         let named = want(Some("llama-cpp-server"), None);
         assert_eq!(chosen(&named, &engines, &devices), pair("llama-cpp-server", "GPU-0"));

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Whose engines speak our own worker's command line and routes.
 const OURS: &str = "rbee";
+/// What the engine inside is asked for by, where another one of its kind is installed.
+const BUILT_IN_ID: &str = "built-in";
 const CURRENT: &str = "current";
 /// Engines installed on one node.
 const INSTALLED_MAX: usize = 256;
@@ -20,7 +22,7 @@ const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// What can run a model here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Engine {
-    /// The recipe's id; the kind, for the one built in.
+    /// The recipe's id; `built-in` for the one inside.
     pub id: String,
     /// `cpu`, `cuda` or `metal`.
     pub kind: String,
@@ -41,7 +43,7 @@ pub enum Program {
 impl Engine {
     pub fn built_in() -> Engine {
         Engine {
-            id: BUILT_IN.into(),
+            id: BUILT_IN_ID.into(),
             kind: BUILT_IN.into(),
             version: VERSION.into(),
             program: Program::BuiltIn,

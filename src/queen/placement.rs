@@ -38,17 +38,21 @@ pub enum Decision {
 /// Requests that this queen has at each worker now. Telemetry lags behind her own sending.
 pub type InFlight = HashMap<String, u32>;
 
-pub fn decide(want: &Want, hives: &[HiveInfo], in_flight: &InFlight) -> Decision {
-    let hives: Vec<&HiveInfo> = match usable(want, hives) {
+pub fn decide<'h>(want: &Want, hives: &'h [HiveInfo], in_flight: &InFlight) -> Decision {
+    let hives: Vec<&'h HiveInfo> = match usable(want, hives) {
         Ok(hives) => hives,
         Err(failure) => return Decision::Refuse(failure),
     };
-    let fits = |worker: &&WorkerInfo| {
+    let fits = |hive: &HiveInfo, worker: &WorkerInfo| {
         worker.model == want.model
             && want.worker_id.as_ref().is_none_or(|id| *id == worker.worker_id)
-            && want.device.as_ref().is_none_or(|device| is_device(device, worker))
+            && want.device.as_ref().is_none_or(|device| is_device(device, worker, hive))
     };
-    let workers: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).filter(fits).collect();
+    let on = |hive: &&'h HiveInfo| {
+        let hive: &'h HiveInfo = hive;
+        hive.workers.iter().filter(move |worker| fits(hive, worker))
+    };
+    let workers: Vec<&WorkerInfo> = hives.iter().flat_map(on).collect();
     let busy =
         |worker: &WorkerInfo| worker.slots_busy.max(in_flight.get(&worker.worker_id).copied().unwrap_or(0));
     let serving = || workers.iter().filter(|worker| worker.state.serves());
@@ -103,8 +107,12 @@ fn usable<'h>(want: &Want, hives: &'h [HiveInfo]) -> Result<Vec<&'h HiveInfo>, F
     }
 }
 
-fn is_device(wanted: &str, worker: &WorkerInfo) -> bool {
-    wanted.eq_ignore_ascii_case(&worker.device) || wanted.eq_ignore_ascii_case(&worker.worker)
+/// By the device's name, or its kind, whatever the engine is called that computes on it.
+fn is_device(wanted: &str, worker: &WorkerInfo, hive: &HiveInfo) -> bool {
+    let device = hive.devices.iter().find(|device| device.id == worker.device);
+    wanted.eq_ignore_ascii_case(&worker.device)
+        || wanted.eq_ignore_ascii_case(&worker.worker)
+        || device.is_some_and(|device| wanted.eq_ignore_ascii_case(&device.device_type))
 }
 
 fn free_memory(hive: &HiveInfo) -> u64 {
@@ -200,6 +208,19 @@ mod tests {
         };
         assert_eq!(uses(&InFlight::new()), "w1");
         assert_eq!(uses(&InFlight::from([("w1".into(), 2)])), "w2");
+    }
+
+    #[test]
+    fn a_kind_of_device_is_that_of_the_workers_device_whatever_its_engine_is_called() {
+        let on_engine =
+            WorkerInfo { worker: "another-server".into(), ..worker("a", "w", WorkerState::Ready, 0) };
+        let hives = [hive("a", 9, &["m"], vec![on_engine])];
+        let wants = |device: &str| Want { device: Some(device.into()), ..want() };
+        let used = Decision::Use { hive: "a".into(), worker_id: "w".into() };
+        for device in ["cpu", "CPU", "cpu-0", "another-server"] {
+            assert_eq!(decide(&wants(device), &hives, &InFlight::new()), used, "{device}");
+        }
+        assert_ne!(decide(&wants("cuda"), &hives, &InFlight::new()), used);
     }
 
     #[test]
