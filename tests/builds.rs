@@ -434,7 +434,8 @@ fn a_build_that_floods_its_log_does_not_grow_the_hive() {
             "build() {{\n  head -c {line} /dev/zero | tr '\\0' x; echo\n  yes 'one of many lines that nobody reads' | head -c {lines}\n}}\n{QUICK}"
         );
         shop.recipe("flood", &flood, "");
-        let daemon = shop.hive(&place, &[]);
+        let url = shop.daemon.url();
+        let daemon = Daemon::start(&place, "hive serve", &["--catalog", &url]);
         let before = resident_bytes(daemon.pid());
         let begun = Instant::now();
         let job = install(&daemon, "flood");

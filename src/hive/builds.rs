@@ -8,7 +8,7 @@
 
 use crate::catalog::{Catalog, requirements, worker_id};
 use crate::hive::engines::{Engines, Provenance};
-use crate::job::stream::{EventLog, Step};
+use crate::job::stream::{EventLog, Room, Step};
 use crate::job::{Context, Outcome};
 use crate::pkgbuild::{self, Declared, Ended, Order};
 use crate::shutdown::Shutdown;
@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 /// Logs of builds kept on a node; the oldest go first.
 pub const BUILD_LOGS_MAX: usize = 20;
 const LOG_PREFIX: &str = "build-";
+/// What a build keeps for jobs that join it later; each of them keeps its own.
+const SHARED: Room = Room { events: 4_096, bytes: 1 << 20 };
 
 /// Where builds happen.
 #[derive(Debug, Clone)]
@@ -157,7 +159,7 @@ impl Builds {
         }
         let build = Arc::new(Build {
             id: job.id(),
-            log: EventLog::default(),
+            log: EventLog::with_room(SHARED),
             cancel: CancellationToken::new(),
             hurry: CancellationToken::new(),
             end: watch::Sender::new(None),

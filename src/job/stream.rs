@@ -8,9 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// Events a job keeps for readers.
-pub const EVENTS_KEPT_MAX: usize = 65_536;
+pub const EVENTS_KEPT_MAX: usize = 16_384;
 /// Roughly the memory those may take. The newest event is kept whatever its size: it may be the result.
 pub const EVENT_BYTES_KEPT_MAX: usize = 8 << 20;
+
+/// How much a log keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room { events: EVENTS_KEPT_MAX, bytes: EVENT_BYTES_KEPT_MAX }
+    }
+}
 
 /// A clone is the same log.
 #[derive(Debug, Clone)]
@@ -35,6 +48,7 @@ struct Kept {
     /// The number of the next event.
     next: u64,
     terminator: Option<Terminator>,
+    room: Room,
 }
 
 impl Default for EventLog {
@@ -60,6 +74,11 @@ impl EventLog {
         EventLog { kept: Arc::new(Mutex::new(kept)), changed: Arc::new(watch::Sender::new(())) }
     }
 
+    /// A log with less room than most have, or more.
+    pub fn with_room(room: Room) -> Self {
+        EventLog::of(Kept { room, ..Kept::default() })
+    }
+
     /// The log of a job that has ended, from its journal: numbers may be missing, `next` is the one after the last.
     pub fn ended(events: Vec<Numbered>, next: u64, terminator: Terminator) -> Self {
         let sized = |numbered: Numbered| {
@@ -68,7 +87,8 @@ impl EventLog {
         };
         let events: VecDeque<(Numbered, usize)> = events.into_iter().map(sized).collect();
         let bytes = events.iter().map(|(_, size)| size).sum();
-        EventLog::of(Kept { events, bytes, next, terminator: Some(terminator) })
+        let room = Room::default();
+        EventLog::of(Kept { events, bytes, next, terminator: Some(terminator), room })
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -86,8 +106,7 @@ impl EventLog {
         kept.next += 1;
         kept.bytes += size;
         kept.events.push_back((Numbered { first: seq, seq, event }, size));
-        while kept.events.len() > 1
-            && (kept.events.len() > EVENTS_KEPT_MAX || kept.bytes > EVENT_BYTES_KEPT_MAX)
+        while kept.events.len() > 1 && (kept.events.len() > kept.room.events || kept.bytes > kept.room.bytes)
         {
             let Some((_, size)) = kept.events.pop_front() else { break };
             kept.bytes -= size;
@@ -174,8 +193,10 @@ impl Reader {
     }
 }
 
+/// What an event takes: its place in the queue, whose room doubles when it is full, the heads of its two or three
+/// allocations, and its text.
 fn size_of(event: &JobEvent) -> usize {
-    const OVERHEAD: usize = 64;
+    const OVERHEAD: usize = 2 * std::mem::size_of::<(Numbered, usize)>() + 64;
     OVERHEAD
         + match event {
             JobEvent::Narration { action, message, .. } => action.len() + message.len(),
