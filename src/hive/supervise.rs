@@ -213,6 +213,9 @@ fn theirs(
     Ok((spec, endpoint))
 }
 
+/// Loading, in either way.
+type Loading<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
 /// How a worker's life ended.
 enum End {
     Over(Failure),
@@ -239,11 +242,10 @@ async fn run(
     stops: &mut mpsc::Receiver<Stop>,
 ) -> End {
     let shutdown = workers.hive_shutdown().clone();
-    let mut loading: Option<Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>> =
-        Some(match endpoint {
-            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
-            Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
-        });
+    let mut loading: Option<Loading<'_>> = Some(match endpoint {
+        None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
+        Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
+    });
     let end = loop {
         let event = tokio::select! {
             exit = tree.exited() => Event::Exited(exit),

@@ -38,7 +38,7 @@ pub fn running(directory: &Path) -> Vec<Running> {
             })
         })
         .collect();
-    running.sort_by(|one, other| one.pid.cmp(&other.pid));
+    running.sort_by_key(|leader| leader.pid);
     running
 }
 
