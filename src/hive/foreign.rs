@@ -119,7 +119,7 @@ pub fn command_line(serve: &Serve, values: &Values<'_>) -> Result<Vec<String>, F
     serve.argv.iter().map(fill).collect()
 }
 
-/// Waits until the engine is well. It says nothing while it loads, so `is_alive` (its log grows, its process works)
+/// Waits until the engine is well. It says nothing while it loads, so a change of `progress` (its log, its memory)
 /// stands for progress: without it for `silence`, it has hung.
 pub async fn well(
     endpoint: &Endpoint,
