@@ -42,6 +42,7 @@ pub static REQUIREMENTS: &[Requirement] = &[
     of("cuda", Probe::Nvcc, CUDA, CUDA, "cuda", CUDA),
     of("git", Probe::Program(&["git"]), "git", "git", "git", "git"),
     of("python", Probe::Program(&["python3"]), "python3", "python3", "python", "python3"),
+    of("python-pip", Probe::Program(&["pip3", "pip"]), "python3-pip", "python3-pip", "python-pip", "python3"),
 ];
 
 const fn of(
