@@ -118,6 +118,16 @@ fn install(daemon: &Daemon, id: &str) -> String {
     accepted["job_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned()
 }
 
+/// A catalog, a hive, and a job in the middle of the build that is hardest to end.
+fn in_a_stubborn_build(place: &Place) -> (Shop, Daemon, String) {
+    let shop = Shop::open(place);
+    shop.recipe("stubborn", STUBBORN, "");
+    let daemon = shop.hive(place, &[]);
+    let job = install(&daemon, "stubborn");
+    has_told(&daemon, &job, "compiling");
+    (shop, daemon, job)
+}
+
 /// Waits until a job has told a line of output.
 fn has_told(daemon: &Daemon, job: &str, word: &str) {
     until(&format!("the build tells `{word}`"), || {
@@ -222,11 +232,7 @@ fn an_engine_is_built_installed_spawned_and_removed() {
 fn a_cancelled_build_leaves_no_process_no_file_and_tells_a_receipt() {
     alone(|| {
         let place = Place::new();
-        let shop = Shop::open(&place);
-        shop.recipe("stubborn", STUBBORN, "");
-        let daemon = shop.hive(&place, &[]);
-        let job = install(&daemon, "stubborn");
-        has_told(&daemon, &job, "compiling");
+        let (shop, daemon, job) = in_a_stubborn_build(&place);
         let begun = Instant::now();
         let answer = daemon.post(&format!("/v1/jobs/{job}/cancel"), &json!({}));
         assert_eq!(answer.status, 200, "{}", answer.json());
@@ -244,11 +250,7 @@ fn a_cancelled_build_leaves_no_process_no_file_and_tells_a_receipt() {
 fn a_build_is_among_the_processes_and_can_be_ended_there() {
     alone(|| {
         let place = Place::new();
-        let shop = Shop::open(&place);
-        shop.recipe("stubborn", STUBBORN, "");
-        let daemon = shop.hive(&place, &[]);
-        let job = install(&daemon, "stubborn");
-        has_told(&daemon, &job, "compiling");
+        let (shop, daemon, job) = in_a_stubborn_build(&place);
         let list = daemon.job(&json!({"operation": "worker_process_list"})).done()["processes"].clone();
         let of_build = |process: &&Value| process["worker_id"].as_str().unwrap().contains(&job);
         let builds: Vec<&Value> = list.as_array().unwrap().iter().filter(of_build).collect();
@@ -268,11 +270,7 @@ fn a_build_is_among_the_processes_and_can_be_ended_there() {
 fn a_build_whose_hive_is_killed_leaves_nothing_either() {
     alone(|| {
         let place = Place::new();
-        let shop = Shop::open(&place);
-        shop.recipe("stubborn", STUBBORN, "");
-        let daemon = shop.hive(&place, &[]);
-        let job = install(&daemon, "stubborn");
-        has_told(&daemon, &job, "compiling");
+        let (shop, daemon, job) = in_a_stubborn_build(&place);
         daemon.kill9();
         is_clean(&place, &[&shop.daemon], "stubborn", CANCELLED_MAX);
         // Its job is remembered as what it was.
