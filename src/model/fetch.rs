@@ -4,7 +4,7 @@ use super::gguf::{self, Header};
 use super::hub::Places;
 use super::package;
 use super::partial::{self, Partial, PartialError};
-use super::recipe::{HubFile, Recipe};
+use super::recipe::{self, HubFile, Recipe};
 use super::reference::Reference;
 use super::store::{Store, Stored, invalid};
 use super::transfer::{Transfer, TransferError};
@@ -91,11 +91,13 @@ impl Store {
                 let header = inspect(path).await?;
                 Ok(self.add(reference, path, None, header)?)
             }
-            Reference::Recipe(recipe) => {
-                let path = self.fetch_recipe(recipe, events, cancel).await?;
+            Reference::Name(name) => {
+                let recipe = recipe::find(name).ok_or_else(|| unknown(name))?;
+                let path = self.fetch_recipe(&recipe, events, cancel).await?;
                 let header = inspect(&path).await?;
-                Ok(self.add(reference, &path, Some(recipe), header)?)
+                Ok(self.add(reference, &path, Some(&recipe), header)?)
             }
+            Reference::Hub(_) | Reference::Url(_) => Err(unknown(&reference.to_string()).into()),
         }
     }
 
@@ -240,6 +242,17 @@ impl Store {
             }
         }
     }
+}
+
+/// No recipe and no alias.
+fn unknown(name: &str) -> Failure {
+    let known = recipe::names();
+    Failure::new(
+        Code::ModelNotFound,
+        format!(
+            "no model is called `{name}`: give org/repo:Q4_K_M, the path of a .gguf file, or one of {known}"
+        ),
+    )
 }
 
 /// A test reads every recipe in the tree, so this is one that was made elsewhere.
