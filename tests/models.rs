@@ -11,7 +11,7 @@ use rbee::wire::{Code, Failure};
 use sha2::Digest as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +46,8 @@ impl Scene {
     }
 
     async fn fetch_until(&self, recipe: &Recipe, cancel: &CancellationToken) -> Result<Fetched, Failure> {
-        let reference = Reference::Recipe(Arc::new(recipe.clone()));
         let events = |event| self.told.lock().unwrap().push(event);
-        tokio::time::timeout(SOON, self.store.fetch(&reference, &events, cancel)).await.unwrap()
+        tokio::time::timeout(SOON, self.store.fetch_recipe(recipe, &events, cancel)).await.unwrap()
     }
 
     async fn fetch(&self, recipe: &Recipe) -> Result<Box<Stored>, Failure> {
@@ -185,14 +184,14 @@ async fn a_cancelled_download_keeps_its_bytes_and_the_next_process_goes_on() {
     let scene = Scene::new(&hub.endpoint());
     let cancel = CancellationToken::new();
     let recipe = recipe(&bytes);
-    let reference = Reference::Recipe(Arc::new(recipe.clone()));
     let events = |event: JobEvent| {
         if matches!(event, JobEvent::Progress { position, .. } if position > 0) {
             cancel.cancel();
         }
         scene.told.lock().unwrap().push(event);
     };
-    let fetched = tokio::time::timeout(SOON, scene.store.fetch(&reference, &events, &cancel)).await.unwrap();
+    let fetched =
+        tokio::time::timeout(SOON, scene.store.fetch_recipe(&recipe, &events, &cancel)).await.unwrap();
     let Fetched::Cancelled(receipt) = fetched.unwrap() else { panic!("not cancelled") };
     assert_eq!(receipt, Receipt::default());
     assert!(scene.narration().contains("are kept"), "{}", scene.narration());

@@ -5,7 +5,7 @@ use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{self, TestHub};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
-use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Reference, Settings, Store};
+use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Settings, Store};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use std::net::SocketAddr;
@@ -241,7 +241,7 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         fallback: None,
     };
-    store.fetch(&Reference::Recipe(Arc::new(recipe)), &|_| {}, &CancellationToken::new()).await
+    store.fetch_recipe(&recipe, &|_| {}, &CancellationToken::new()).await
 }
 
 /// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.

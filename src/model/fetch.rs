@@ -4,7 +4,7 @@ use super::gguf::{self, Header};
 use super::hub::Places;
 use super::package;
 use super::partial::{self, Partial, PartialError};
-use super::recipe::{HubFile, Recipe};
+use super::recipe::{self, HubFile, Recipe};
 use super::reference::Reference;
 use super::store::{Store, Stored, invalid};
 use super::transfer::{Transfer, TransferError};
@@ -50,6 +50,30 @@ impl Store {
         events: Events<'_>,
         cancel: &CancellationToken,
     ) -> Result<Fetched, Failure> {
+        let recipe = match reference {
+            Reference::Name(name) => Some(recipe::find(name).ok_or_else(|| unknown(name))?),
+            _ => None,
+        };
+        self.fetch_as(reference, recipe.as_deref(), events, cancel).await
+    }
+
+    /// Makes the model of a recipe be there.
+    pub async fn fetch_recipe(
+        &self,
+        recipe: &Recipe,
+        events: Events<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Fetched, Failure> {
+        self.fetch_as(&Reference::Name(recipe.id.clone()), Some(recipe), events, cancel).await
+    }
+
+    async fn fetch_as(
+        &self,
+        reference: &Reference,
+        recipe: Option<&Recipe>,
+        events: Events<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Fetched, Failure> {
         let lock = self.fetch_lock(&reference.to_string());
         let turn = match lock.try_lock() {
             Ok(turn) => turn,
@@ -64,7 +88,7 @@ impl Store {
                 }
             }
         };
-        let fetched = self.fetch_alone(reference, events, cancel).await;
+        let fetched = self.fetch_alone(reference, recipe, events, cancel).await;
         drop(turn);
         match fetched {
             Ok(stored) => Ok(Fetched::Stored(Box::new(stored))),
@@ -76,6 +100,7 @@ impl Store {
     async fn fetch_alone(
         &self,
         reference: &Reference,
+        recipe: Option<&Recipe>,
         events: Events<'_>,
         cancel: &CancellationToken,
     ) -> Result<Stored, Stop> {
@@ -86,21 +111,22 @@ impl Store {
             ));
             return Ok(stored);
         }
-        match reference {
-            Reference::File(path) => {
-                let header = inspect(path).await?;
-                Ok(self.add(reference, path, None, header)?)
-            }
-            Reference::Recipe(recipe) => {
-                let path = self.fetch_recipe(recipe, events, cancel).await?;
+        match (reference, recipe) {
+            (_, Some(recipe)) => {
+                let path = self.bring_recipe(recipe, events, cancel).await?;
                 let header = inspect(&path).await?;
                 Ok(self.add(reference, &path, Some(recipe), header)?)
             }
+            (Reference::File(path), None) => {
+                let header = inspect(path).await?;
+                Ok(self.add(reference, path, None, header)?)
+            }
+            _ => Err(unknown(&reference.to_string()).into()),
         }
     }
 
     /// The path by which the model is used.
-    async fn fetch_recipe(
+    async fn bring_recipe(
         &self,
         recipe: &Recipe,
         events: Events<'_>,
@@ -240,6 +266,17 @@ impl Store {
             }
         }
     }
+}
+
+/// No recipe and no alias.
+fn unknown(name: &str) -> Failure {
+    let known = recipe::names();
+    Failure::new(
+        Code::ModelNotFound,
+        format!(
+            "no model is called `{name}`: give org/repo:Q4_K_M, the path of a .gguf file, or one of {known}"
+        ),
+    )
 }
 
 /// A test reads every recipe in the tree, so this is one that was made elsewhere.

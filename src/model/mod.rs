@@ -20,7 +20,7 @@ pub use digest::Digest;
 pub use fetch::Fetched;
 pub use hub::{Hub, HubError};
 pub use recipe::{HubFile, Kind, Package, Packages, Recipe};
-pub use reference::{Reference, ReferenceError};
+pub use reference::{HubReference, Pick, Reference, ReferenceError, Repo, is_name};
 pub use store::{Settings, Store, StoreError, Stored};
 pub use transfer::Limits;
 

@@ -105,7 +105,7 @@ impl Store {
         }
         match reference {
             // Someone changed a file under its name: it is no longer what was verified.
-            Reference::Recipe(_) => Ok(None),
+            Reference::Name(_) | Reference::Hub(_) | Reference::Url(_) => Ok(None),
             Reference::File(_) => self.add(reference, &path, None, header).map(Some),
         }
     }

@@ -25,7 +25,7 @@ pub async fn run(settings: &Settings, render: &Render) -> Result<(), KeeperError
     let prompt = prompt(settings)?;
     let reference = match settings.text("model") {
         Some(name) => Reference::parse(name),
-        None => Reference::default_model(),
+        None => Ok(Reference::default_model()),
     };
     let model = reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string();
     let server = Server::of(settings)?;
