@@ -10,6 +10,7 @@ mod follow;
 mod fuzz;
 mod guard;
 mod inference;
+mod interop;
 mod jobs;
 mod kills;
 mod models;

@@ -73,7 +73,8 @@ pub enum Site {
 #[derive(Debug, Clone)]
 pub struct When {
     kind: Kind,
-    part: String,
+    /// One of these is in the path; any path if there are none.
+    parts: Vec<String>,
     skip: usize,
     times: usize,
 }
@@ -91,7 +92,7 @@ enum Kind {
 
 impl When {
     fn of(kind: Kind) -> When {
-        When { kind, part: String::new(), skip: 0, times: usize::MAX }
+        When { kind, parts: Vec::new(), skip: 0, times: usize::MAX }
     }
 
     pub fn any() -> When {
@@ -110,9 +111,9 @@ impl When {
         When::of(Kind::Bytes)
     }
 
-    /// Only where the path has this in it.
+    /// Only where the path has this in it, or what another call says.
     pub fn path(mut self, part: &str) -> When {
-        part.clone_into(&mut self.part);
+        self.parts.push(part.to_owned());
         self
     }
 
@@ -140,7 +141,7 @@ impl When {
             Kind::Resolve => request.site == Site::Hub && request.path.contains("/resolve/"),
             Kind::Bytes => request.has_bytes,
         };
-        is_kind && request.path.contains(&self.part)
+        is_kind && (self.parts.is_empty() || self.parts.iter().any(|part| request.path.contains(part)))
     }
 }
 
