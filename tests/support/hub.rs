@@ -145,6 +145,12 @@ impl Plan {
         self
     }
 
+    /// Not on loopback, or on a port of its own.
+    pub fn listen(mut self, address: &str) -> Plan {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
     pub fn bytes_per_second(mut self, rate: u64) -> Plan {
         self.rate = Some(rate);
         self
@@ -159,11 +165,6 @@ impl Plan {
     /// What a connection that breaks has sent and nobody received is at most this, and what the receiver buffers.
     pub fn send_buffer(mut self, bytes: usize) -> Plan {
         self.send_buffer_bytes = Some(bytes);
-        self
-    }
-
-    pub fn fail(mut self, when: When, fault: Fault) -> Plan {
-        self.script.add(when, fault);
         self
     }
 
@@ -185,7 +186,7 @@ impl Plan {
             repos: self.repos,
             plain: self.plain,
             token: self.token,
-            cdn: cdn_endpoint.clone(),
+            cdn: cdn_endpoint,
             links: Links::new(self.link_uses, u64::from(address.port()) << 16),
         };
         let state = Arc::new(State {
@@ -203,7 +204,7 @@ impl Plan {
         if let Some((listener, _)) = cdn {
             servers.push(RUNTIME.spawn(accept(listener, self.tls, Site::Cdn, state.clone())));
         }
-        TestHub { address, scheme, cdn_endpoint, state, servers }
+        TestHub { address, scheme, state, servers }
     }
 }
 
@@ -245,7 +246,6 @@ async fn serve(
 pub struct TestHub {
     pub address: SocketAddr,
     scheme: &'static str,
-    cdn_endpoint: Option<String>,
     state: Arc<State>,
     servers: Vec<JoinHandle<()>>,
 }
@@ -294,11 +294,6 @@ impl TestHub {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// The other origin, if there is one.
-    pub fn cdn_endpoint(&self) -> &str {
-        self.cdn_endpoint.as_deref().expect("the hub has a CDN")
-    }
-
     /// The rules made first have the first say.
     pub fn fail(&self, when: When, fault: Fault) {
         self.state.script.lock().unwrap().add(when, fault);
@@ -341,16 +336,6 @@ impl TestHub {
     pub fn has_sent(&self, bytes: u64) {
         let mut sent = self.state.bytes_sent.subscribe();
         patiently("the hub sends", async move { sent.wait_for(|sent| *sent >= bytes).await.map(|_| ()) });
-    }
-
-    /// Waits until so many requests have come.
-    #[track_caller]
-    pub fn was_asked(&self, times: usize) {
-        let mut asked = self.state.asked.subscribe();
-        patiently(
-            "the hub is asked",
-            async move { asked.wait_for(|all| all.len() >= times).await.map(|_| ()) },
-        );
     }
 
     /// What was sent, answer by answer.

@@ -49,6 +49,14 @@ impl Puller {
         self.start();
     }
 
+    /// Another hive, with this in its environment.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.retain(|(other, _)| other != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+        self.hive = None;
+        self.start();
+    }
+
     // ── asking
 
     /// Has the model fetched, to the end of the job.

@@ -50,6 +50,7 @@ impl HubClient {
     /// Runs a program in which everything of the client is imported; `sys.argv[1:]` are the arguments.
     pub fn try_run(&self, program: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
         let program = format!("import sys, json\nfrom huggingface_hub import *\n{program}");
+        println!("python3 {arguments:?} {program}");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut python = Command::new("python3");
         python.arg("-c").arg(program).args(arguments).stdin(Stdio::null()).env_clear();
@@ -65,7 +66,7 @@ impl HubClient {
             }
         }
         python.envs(env.iter().copied());
-        println!("python3 {arguments:?} {program}");
+
         python.output().unwrap()
     }
 

@@ -128,12 +128,6 @@ impl When {
         self
     }
 
-    /// All from this number on.
-    pub fn from(mut self, number: usize) -> When {
-        (self.skip, self.times) = (number, usize::MAX);
-        self
-    }
-
     fn is_of(&self, request: &Request<'_>) -> bool {
         let is_kind = match self.kind {
             Kind::Any => true,
