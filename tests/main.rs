@@ -10,6 +10,8 @@ mod follow;
 mod fuzz;
 mod guard;
 mod hub_faults;
+mod hub_hardships;
+mod hub_speed;
 mod inference;
 mod interop;
 mod jobs;
