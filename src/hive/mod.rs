@@ -7,6 +7,7 @@ mod devices;
 mod engines;
 mod foreign;
 mod link;
+mod models;
 mod operations;
 mod preflight;
 mod processes;
@@ -21,7 +22,7 @@ use crate::job::Jobs;
 use crate::model::Store;
 use crate::process;
 use crate::shutdown::Shutdown;
-use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, ModelInfo, now_ms};
+use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
 use builds::Builds;
 use engines::Engines;
@@ -145,16 +146,5 @@ impl Hive {
                     .collect(),
             },
         }
-    }
-
-    fn model_names(&self) -> Vec<String> {
-        self.store.list().into_iter().map(|model| model.id).collect()
-    }
-
-    /// A model with the workers that hold it.
-    fn with_users(&self, mut model: ModelInfo) -> serde_json::Value {
-        let workers = self.workers.infos().into_iter().filter(|worker| worker.model == model.id);
-        model.in_use_by = workers.map(|worker| worker.worker_id).collect();
-        serde_json::to_value(model).unwrap_or_default()
     }
 }

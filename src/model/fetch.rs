@@ -115,11 +115,11 @@ impl Store {
             (_, Some(recipe)) => {
                 let path = self.bring_recipe(recipe, events, cancel).await?;
                 let header = inspect(&path).await?;
-                Ok(self.add(reference, &path, Some(recipe), header)?)
+                Ok(self.add_file(reference, &path, Some(recipe), header)?)
             }
             (Reference::File(path), None) => {
                 let header = inspect(path).await?;
-                Ok(self.add(reference, path, None, header)?)
+                Ok(self.add_file(reference, path, None, header)?)
             }
             _ => Err(unknown(&reference.to_string()).into()),
         }

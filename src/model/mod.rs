@@ -9,6 +9,7 @@ mod fetch;
 pub mod gguf;
 mod hub;
 pub mod memory;
+pub mod names;
 mod package;
 mod partial;
 mod recipe;
@@ -21,7 +22,10 @@ pub use fetch::Fetched;
 pub use hub::{Hub, HubError};
 pub use recipe::{HubFile, Kind, Package, Packages, Recipe};
 pub use reference::{HubReference, Pick, Reference, ReferenceError, Repo, is_name};
-pub use store::{Settings, Store, StoreError, Stored};
+pub use store::{
+    FileVerdict, Leftover, ModelVerdict, New, NewFile, Pruned, Removal, Settings, Store, StoreError, Stored,
+    Turn, Verdict, Verified,
+};
 pub use transfer::Limits;
 
 pub use crate::job::progress::Events;

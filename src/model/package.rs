@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// From TERM to KILL when cancelled.
 const GRACE: Duration = Duration::from_secs(2);
 /// Below the folder of records.
-const FOLDER: &str = "packages";
+pub(super) const FOLDER: &str = "packages";
 /// Copied between two looks at the token.
 const JOIN_BYTES: u64 = 4 << 20;
 /// Lines of output that an error quotes.
