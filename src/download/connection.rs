@@ -266,8 +266,7 @@ impl<'a> Piece<'a> {
     /// The server sends all of it to the first question: taken as it comes.
     fn begins_whole(&mut self, told: Option<u64>) -> bool {
         let end = told.unwrap_or(self.shared.limits.bytes_max);
-        let stretched =
-            self.range.start == 0 && self.shared.part.plan(|plan| plan.stretch(self.claim, end));
+        let stretched = self.range.start == 0 && self.shared.part.plan(|plan| plan.stretch(self.claim, end));
         if stretched {
             self.range.end = end;
             self.shared.is_whole_only.store(true, Ordering::Relaxed);
@@ -275,7 +274,12 @@ impl<'a> Piece<'a> {
         stretched
     }
 
-    async fn receive(&mut self, url: &Url, mut body: Incoming, is_endless: bool) -> Result<bool, DownloadError> {
+    async fn receive(
+        &mut self,
+        url: &Url,
+        mut body: Incoming,
+        is_endless: bool,
+    ) -> Result<bool, DownloadError> {
         let limit = self.shared.limits.stall_max;
         loop {
             let frame = tokio::time::timeout(limit, self.stop.run_until_cancelled(body.frame())).await;

@@ -15,25 +15,27 @@ mod connection;
 mod error;
 mod part;
 mod plan;
+mod sums;
 mod visit;
 
 pub use error::{DownloadError, check_room, disk_code};
 pub use part::{JOURNAL, PART, Part, bytes_of};
+pub use sums::check_file;
 pub use visit::{Answer, Key, REDIRECTS_MAX, Reach, Visit, refusal};
 
 use crate::http::url::Url;
 use crate::job::progress::{Events, Meter};
 use crate::wire::digest::Digest;
-use crate::wire::job::JobEvent;
 use crate::wire::failure;
+use crate::wire::job::JobEvent;
 use connection::Shared;
 use part::Next;
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use sums::{Summing, Sums};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +102,15 @@ pub enum Sum {
     GitBlob([u8; 20]),
 }
 
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sum::Sha256(digest) => digest.fmt(f),
+            Sum::GitBlob(id) => f.write_str(&hex(id)),
+        }
+    }
+}
+
 impl Expected {
     pub fn sha256(&self) -> Option<Digest> {
         match self.sum {
@@ -112,13 +123,6 @@ impl Expected {
     pub fn is_pinned(&self) -> bool {
         self.sum.is_some()
     }
-}
-
-/// What the bytes have come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sums {
-    sha256: Digest,
-    git_blob: Option<[u8; 20]>,
 }
 
 /// What to fetch, and who is told.
@@ -151,17 +155,17 @@ impl Download<'_> {
         let mut was_wrong = false;
         loop {
             let sums = self.fill(part).await?;
-            let (got, expected) = match (self.expected.sum, sums.git_blob) {
-                (Some(Sum::Sha256(expected)), _) => (sums.sha256.to_string(), expected.to_string()),
-                (Some(Sum::GitBlob(expected)), Some(got)) => (hex(&got), hex(&expected)),
+            let expected = match self.expected.sum {
+                Some(expected) if !sums.are(&expected) => expected,
                 _ => return Ok(sums.sha256),
             };
-            if got == expected {
-                return Ok(sums.sha256);
-            }
             if was_wrong {
                 part.remove();
-                return Err(DownloadError::WrongBytes { got, expected });
+                let got = match expected {
+                    Sum::Sha256(_) => sums.sha256.to_string(),
+                    Sum::GitBlob(_) => sums.git_blob.map(|id| hex(&id)).unwrap_or_default(),
+                };
+                return Err(DownloadError::WrongBytes { got, expected: expected.to_string() });
             }
             was_wrong = true;
             self.warn(format!("the bytes of {} have a wrong sum; fetching them again", self.label));
@@ -222,35 +226,17 @@ fn follow(
     stop: CancellationToken,
 ) -> JoinHandle<Result<Option<Sums>, DownloadError>> {
     tokio::task::spawn_blocking(move || {
-        let begin = || {
-            let git = match (expected.sum, expected.size) {
-                (Some(Sum::GitBlob(_)), Some(size)) => {
-                    Some(Sha1::new_with_prefix(format!("blob {size}\0").as_bytes()))
-                }
-                _ => None,
-            };
-            (0u64, Sha256::new(), git)
-        };
         let mut generation = part.generation();
-        let (mut at, mut sha256, mut git) = begin();
+        let (mut at, mut summing) = (0, Summing::new(&expected));
         loop {
             let next = part.follow(at, generation, || stop.is_cancelled());
             match next.map_err(|source| part.failed(source))? {
                 Next::Bytes(bytes) => {
                     at += bytes.len() as u64;
-                    sha256.update(&bytes);
-                    if let Some(git) = &mut git {
-                        git.update(&bytes);
-                    }
+                    summing.update(&bytes);
                 }
-                Next::Again(newer) => {
-                    generation = newer;
-                    (at, sha256, git) = begin();
-                }
-                Next::End => {
-                    let git_blob = git.map(|git| git.finalize().into());
-                    return Ok(Some(Sums { sha256: Digest::of(sha256), git_blob }));
-                }
+                Next::Again(newer) => (generation, at, summing) = (newer, 0, Summing::new(&expected)),
+                Next::End => return Ok(Some(summing.sums())),
                 Next::Cancelled => return Ok(None),
             }
         }

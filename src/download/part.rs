@@ -176,7 +176,12 @@ impl Part {
     }
 
     /// A server has told what it has. False if it is not what we have the beginning of.
-    pub(super) fn learn(&self, total: Option<u64>, tag: Option<Tag>, is_pinned: bool) -> Result<bool, DownloadError> {
+    pub(super) fn learn(
+        &self,
+        total: Option<u64>,
+        tag: Option<Tag>,
+        is_pinned: bool,
+    ) -> Result<bool, DownloadError> {
         let mut state = self.state();
         let is_empty = state.plan.bytes() == 0;
         let is_same = match (&state.head.tag, &tag) {
@@ -231,7 +236,12 @@ impl Part {
     }
 
     /// The bytes that come after `at`, as soon as they are here and are what was written. Blocks.
-    pub(super) fn follow(&self, at: u64, generation: u64, is_cancelled: impl Fn() -> bool) -> io::Result<Next> {
+    pub(super) fn follow(
+        &self,
+        at: u64,
+        generation: u64,
+        is_cancelled: impl Fn() -> bool,
+    ) -> io::Result<Next> {
         let mut state = self.state();
         loop {
             if state.generation != generation {
@@ -290,7 +300,8 @@ impl Part {
     fn rewrite(&self) -> io::Result<()> {
         let mut state = self.state();
         let mut text = Vec::new();
-        let lines = [Line::Head(state.head.clone())].into_iter().chain(state.runs.values().copied().map(Line::Run));
+        let lines =
+            [Line::Head(state.head.clone())].into_iter().chain(state.runs.values().copied().map(Line::Run));
         for line in lines {
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
@@ -493,6 +504,10 @@ mod tests {
         let part = open(folder.path());
         part.write(0, &bytes(0..50), 0).unwrap();
         drop(part);
-        assert_eq!(Part::open(&folder.path().join("m"), None, false).unwrap().bytes(), 0, "no tag and no sum");
+        assert_eq!(
+            Part::open(&folder.path().join("m"), None, false).unwrap().bytes(),
+            0,
+            "no tag and no sum"
+        );
     }
 }

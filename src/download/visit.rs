@@ -155,8 +155,12 @@ pub fn refusal(url: &Url, has_key: bool, status: u16, headers: &HeaderMap) -> Do
         404 | 410 => DownloadError::NotThere(url),
         401 | 403 => {
             let hint = match (text("x-error-code"), has_key) {
-                (Some("GatedRepo"), true) => "accept the model's terms on its page at the hub with the account that the key belongs to",
-                (Some("GatedRepo"), false) => "the model is gated: accept its terms on its page at the hub and set HF_TOKEN",
+                (Some("GatedRepo"), true) => {
+                    "accept the model's terms on its page at the hub with the account that the key belongs to"
+                }
+                (Some("GatedRepo"), false) => {
+                    "the model is gated: accept its terms on its page at the hub and set HF_TOKEN"
+                }
                 (_, true) => "the key that HF_TOKEN or the token file holds does not open it",
                 (_, false) => "set HF_TOKEN if it is private or gated",
             };

@@ -20,10 +20,10 @@ use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::job::Jobs;
 use crate::model::Store;
-use crate::process;
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
+use crate::{pkgbuild, process};
 use builds::Builds;
 use engines::Engines;
 use std::path::PathBuf;
@@ -31,7 +31,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use workers::Workers;
 
-pub use builds::Places as BuildPlaces;
 pub use routes::{Routes, TABLE};
 pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
@@ -47,7 +46,7 @@ pub struct Options {
     pub workers: WorkerSettings,
     /// Installed engines, a folder each.
     pub engines: PathBuf,
-    pub builds: BuildPlaces,
+    pub builds: pkgbuild::Places,
     pub catalog: Catalog,
 }
 

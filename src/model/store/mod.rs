@@ -12,13 +12,13 @@ mod remove;
 mod sums;
 mod verify;
 
-use super::digest::Digest;
 use super::gguf::{self, GgufError, Header};
 use super::hub::Hub;
 use super::names::{self, Known};
-use super::recipe::Recipe;
 use super::reference::Reference;
-use super::transfer::Limits;
+use crate::download::Limits;
+use crate::pkgbuild::Places;
+use crate::wire::digest::Digest;
 use crate::wire::fleet::{ModelInfo, ModelNames, now_ms};
 use crate::wire::{Code, Failure, failure};
 use alias::Aliases;
@@ -49,17 +49,17 @@ pub enum StoreError {
 pub struct Settings {
     /// The folder of records.
     pub records: PathBuf,
-    /// Records and sockets of helper processes.
-    pub processes: PathBuf,
     pub hub: Hub,
     pub limits: Limits,
-    /// The program whose hidden role holds helper processes; this very one if `None`.
-    pub shim: Option<PathBuf>,
+    /// Where recipes run that make a model.
+    pub builds: Places,
+    /// Origins that a model may come from though they are of a private network, or without encryption.
+    pub trusted: Vec<String>,
 }
 
 impl Settings {
-    pub fn new(records: PathBuf, processes: PathBuf, hub: Hub) -> Self {
-        Settings { records, processes, hub, limits: Limits::default(), shim: None }
+    pub fn new(records: PathBuf, hub: Hub, builds: Places) -> Self {
+        Settings { records, hub, limits: Limits::default(), builds, trusted: Vec::new() }
     }
 }
 
@@ -199,23 +199,21 @@ impl Store {
         Ok(Stored { info: self.info(&record), path, header })
     }
 
-    /// Records a model of one file.
-    pub(super) fn add_file(
+    /// Records a person's own file, which stays where it is.
+    pub(super) fn add_own(
         &self,
         reference: &Reference,
         path: &Path,
-        recipe: Option<&Recipe>,
         header: Header,
     ) -> Result<Stored, Failure> {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let sha256 = recipe.map(|recipe| recipe.sha256);
-        self.add(New {
-            id: reference.to_string(),
-            reference: reference.to_string(),
-            revision: recipe.and_then(|recipe| Some(recipe.hub.as_ref()?.revision.clone())),
-            files: vec![NewFile { path: path.to_owned(), name, size: header.file_bytes, sha256 }],
-            header,
-        })
+        let file = |path: &PathBuf| {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let stamp = Stamp::of(path).map_err(|error| unreadable(path, &error))?;
+            Ok(NewFile { path: path.clone(), name, size: stamp.size, sha256: None })
+        };
+        let files = [path.to_owned()].iter().map(file).collect::<Result<Vec<_>, Failure>>()?;
+        let id = reference.to_string();
+        self.add(New { reference: id.clone(), id, revision: None, files, header })
     }
 
     /// Waits for the turn at a model.

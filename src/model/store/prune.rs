@@ -3,7 +3,7 @@
 
 use super::Store;
 use super::record::Record;
-use crate::model::package;
+use crate::model::fetch::PACKAGES;
 use crate::wire::Failure;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,7 @@ fn records(store: &Store) -> Vec<Found> {
 
 /// Folders of packages that no record needs, and in those that one needs what an unpacking has left.
 fn packages(store: &Store) -> Vec<Found> {
-    let root = store.settings.records.join(package::FOLDER);
+    let root = store.settings.records.join(PACKAGES);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
         let folder = entry.path();

@@ -1,9 +1,9 @@
 //! A model's record: what is known of it, in a JSON file that a person can read and the next version, too.
 
 use super::StoreError;
-use crate::model::digest::Digest;
 use crate::model::gguf::Header;
 use crate::model::reference::{HubReference, Pick, Reference};
+use crate::wire::digest::Digest;
 use crate::wire::fleet::{ModelFile, ModelInfo, ModelNames};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};

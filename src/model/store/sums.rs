@@ -1,8 +1,8 @@
 //! The sums of many files, side by side: one thread a file, as many as there are cores, and one bar over all bytes.
 
 use crate::job::progress::{Events, Meter};
-use crate::model::digest::Digest;
 use crate::wire::Failure;
+use crate::wire::digest::Digest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
