@@ -434,6 +434,7 @@ pub fn bytes_of(target: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ops::Range;
 
     const SIZE: u64 = 100;
 

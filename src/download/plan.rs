@@ -27,10 +27,6 @@ impl Plan {
         self.here.iter().map(|(start, end)| end - start).sum()
     }
 
-    pub fn is_whole(&self) -> bool {
-        self.total.is_some_and(|total| self.bytes() == total)
-    }
-
     /// Takes the first bytes that nobody is at, `most` of them at most.
     pub fn claim(&mut self, most: u64) -> Option<(Claim, Range<u64>)> {
         let free = self.first_free()?;
@@ -143,6 +139,12 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Plan {
+        fn is_whole(&self) -> bool {
+            self.total == Some(self.bytes())
+        }
+    }
 
     #[test]
     fn parts_are_claimed_in_order_and_what_was_not_brought_is_free_again() {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Below the folder of records.
-pub const FOLDER: &str = "addresses";
+const FOLDER: &str = "addresses";
 const KEY_HEX: usize = 16;
 const NAME_OF_THE_NAMELESS: &str = "model.gguf";
 

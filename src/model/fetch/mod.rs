@@ -6,7 +6,6 @@ mod file;
 mod hub;
 mod recipe;
 
-pub(super) use address::FOLDER as ADDRESSES;
 pub(super) use recipe::FOLDER as PACKAGES;
 
 use super::gguf::{self, Header};

@@ -227,7 +227,10 @@ impl Shape {
     fn read<S: Read + Seek>(reader: &mut Reader<S>, name: &str) -> Result<Self, GgufError> {
         let dimensions = reader.u32()?;
         if dimensions > DIMENSIONS_MAX {
-            return Err(bad(name, format!("has {dimensions} dimensions, over the limit of {DIMENSIONS_MAX}")));
+            return Err(bad(
+                name,
+                format!("has {dimensions} dimensions, over the limit of {DIMENSIONS_MAX}"),
+            ));
         }
         let mut shape = Shape { dimensions, elements: 1, row: 1, rows: 1 };
         for i in 0..dimensions {
