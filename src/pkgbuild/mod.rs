@@ -24,6 +24,7 @@ mod metadata;
 mod mirrors;
 pub mod name;
 mod package;
+mod places;
 mod sandbox;
 pub mod source;
 mod stage;
@@ -40,6 +41,7 @@ pub use install::{Declared, Installed, MANIFEST};
 pub use lint::NETWORK_IN_PREPARE;
 pub use metadata::{Metadata, RecipeError, SourceArray};
 pub use package::Built;
+pub use places::{BUILD_LOGS_MAX, Places};
 pub use work::sweep_work;
 
 use crate::wire::Failure;

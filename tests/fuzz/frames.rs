@@ -1,7 +1,9 @@
 //! Telemetry frames of the link.
 
 use super::{fuzz, pieces};
-use rbee::wire::codec::{Decoder, DeviceV1, Frame, HiveV1, TelemetryV1, WorkerStateV1, WorkerV1, encode};
+use rbee::wire::codec::{
+    Decoder, DeviceV1, Frame, HiveV1, ModelV1, TelemetryV1, WorkerStateV1, WorkerV1, encode,
+};
 
 fn samples() -> Vec<TelemetryV1> {
     let device = DeviceV1 {
@@ -11,6 +13,10 @@ fn samples() -> Vec<TelemetryV1> {
         memory_bytes: 80 << 30,
         memory_free_bytes: 40 << 30,
         compute_capability: Some("9.0".into()),
+    };
+    let model = |id: &str, names: &[&str]| ModelV1 {
+        id: id.into(),
+        names: names.iter().map(|name| (*name).into()).collect(),
     };
     let worker = WorkerV1 {
         worker_id: "w1".into(),
@@ -36,13 +42,13 @@ fn samples() -> Vec<TelemetryV1> {
         draining: false,
         devices: vec![device.clone()],
         workers: vec![worker.clone(); 3],
-        models: vec!["a".into(), "b".into()],
+        models: vec![model("a", &[]), model("b", &["small"])],
     };
     vec![
         TelemetryV1::Full(hive),
         TelemetryV1::Workers(vec![worker]),
         TelemetryV1::Devices(vec![device]),
-        TelemetryV1::Models(vec!["m".into()]),
+        TelemetryV1::Models(vec![model("m", &["x"])]),
         TelemetryV1::Draining(true),
         TelemetryV1::Tick,
     ]

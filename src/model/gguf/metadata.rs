@@ -19,7 +19,7 @@ const ALIGNMENT_MAX: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) enum Value {
-    Number(i128),
+    Number(Kind, i128),
     /// No rule needs a float's value, only that it is one.
     Real,
     Text(String),
@@ -35,7 +35,7 @@ pub(super) struct Metadata {
 
 /// GGUF's value types by their number in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     U8,
     I8,
     U16,
@@ -118,15 +118,20 @@ impl Metadata {
     pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Number(n)) => number(key, *n).map(Some),
+            Some(Value::Number(_, n)) => number(key, *n).map(Some),
             Some(_) => Err(bad(key, "should be a number")),
         }
+    }
+
+    /// Whether a key has exactly this type, which llama.cpp asserts of some.
+    pub fn is_of(&self, key: &str, kind: Kind) -> bool {
+        matches!(self.values.get(key), Some(Value::Number(told, _)) if *told == kind)
     }
 
     /// A token's id, where -1 may stand for "none" (read as `u32::MAX`).
     pub fn token(&self, key: &str) -> Result<Option<u32>, GgufError> {
         match self.values.get(key) {
-            Some(Value::Number(-1)) => Ok(Some(u32::MAX)),
+            Some(Value::Number(_, -1)) => Ok(Some(u32::MAX)),
             _ => self.u32(key),
         }
     }
@@ -144,7 +149,7 @@ impl Metadata {
     pub fn per_block(&self, key: &str, count: u32) -> Result<Option<Vec<u32>>, GgufError> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Number(n)) => Ok(Some(vec![number(key, *n)?; count as usize])),
+            Some(Value::Number(_, n)) => Ok(Some(vec![number(key, *n)?; count as usize])),
             Some(Value::Numbers(list)) if list.len() == count as usize => {
                 list.iter().map(|n| number(key, *n)).collect::<Result<_, _>>().map(Some)
             }
@@ -185,7 +190,7 @@ impl Value {
         match self {
             Value::Text(text) => text.len() as u64,
             Value::Numbers(list) => list.len() as u64 * 16,
-            Value::Number(_) | Value::Real | Value::Long(_) => 16,
+            Value::Number(..) | Value::Real | Value::Long(_) => 16,
         }
     }
 
@@ -193,7 +198,7 @@ impl Value {
         match self {
             Value::Numbers(list) => Some(list.len() as u64),
             Value::Long(length) => Some(*length),
-            Value::Number(_) | Value::Real | Value::Text(_) => None,
+            Value::Number(..) | Value::Real | Value::Text(_) => None,
         }
     }
 }
@@ -211,7 +216,7 @@ fn read_value<S: Read + Seek>(reader: &mut Reader<S>, key: &str, kind: Kind) -> 
         Kind::List => read_list(reader, key),
         Kind::F32 => reader.skip(4).map(|()| Value::Real),
         Kind::F64 => reader.skip(8).map(|()| Value::Real),
-        integer => read_integer(reader, integer).map(Value::Number),
+        integer => read_integer(reader, integer).map(|n| Value::Number(integer, n)),
     }
 }
 

@@ -15,7 +15,7 @@
 
 mod hub;
 
-pub use hub::{HubReference, Pick, Repo};
+pub use hub::{HubReference, Pick, Repo, is_plain};
 
 use super::recipe;
 use crate::http::url::{BadUrl, Url};
