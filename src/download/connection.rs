@@ -2,7 +2,7 @@
 
 use super::part::{Part, RUN_BYTES_MAX, Tag};
 use super::plan::Claim;
-use super::visit::{Answer, Visit, number, refusal};
+use super::visit::{Access, Answer, Visit, number, refusal};
 use super::{DownloadError, Expected, Limits, check_room};
 use crate::http::client::Connection;
 use crate::http::range::content_range;
@@ -130,7 +130,7 @@ impl<'a> Piece<'a> {
         open: &mut Option<(Url, Connection)>,
     ) -> Result<Option<(Url, http::Response<Incoming>)>, DownloadError> {
         let Some(url) = self.shared.resolved().clone() else { return Ok(None) };
-        let visit = Visit { url: url.clone(), key: None, ..self.shared.visit.clone() };
+        let visit = Visit { url: url.clone(), access: Access::Open, ..self.shared.visit.clone() };
         let visit = match url.origin() == self.shared.visit.url.origin() {
             true => self.shared.visit.clone(),
             false => visit,
@@ -227,7 +227,7 @@ impl<'a> Piece<'a> {
             (200, _) => number(headers, CONTENT_LENGTH),
             (416, _) if !self.shared.is_pinned() => return Err(DownloadError::Changed(url.to_string())),
             (206 | 416, _) => return Err(DownloadError::WrongPart { url: url.to_string(), status }),
-            _ => return Err(refusal(url, self.shared.visit.key.is_some(), status, headers)),
+            _ => return Err(refusal(url, &self.shared.visit.access, status, headers)),
         };
         self.check_length(url, told)?;
         if status == 200 && !self.is_all() && !self.begins_whole(told) {

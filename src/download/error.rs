@@ -26,10 +26,10 @@ pub enum DownloadError {
     NoParts(String),
     #[error("{0} has another file than the one that was begun; starting again")]
     Changed(String),
-    #[error("{0} is not there; the name or the revision is wrong, or the file was removed")]
-    NotThere(String),
+    #[error("{url} is not there ({status}): its name is wrong, or it was removed")]
+    NotThere { url: String, status: u16 },
     #[error("{url} may not be read ({status}); {hint}")]
-    Denied { url: String, status: u16, hint: String },
+    Denied { url: String, status: u16, hint: &'static str },
     #[error("{0} leads on and on: more than {max} redirects", max = super::REDIRECTS_MAX)]
     Redirects(String),
     #[error("{0} redirects without saying where")]
@@ -111,7 +111,7 @@ impl DownloadError {
         }
         let code = match innermost {
             DownloadError::Stalled { .. } => Code::DownloadTimeout,
-            DownloadError::NotThere(_) => Code::ModelNotFound,
+            DownloadError::NotThere { .. } => Code::NotFound,
             DownloadError::Denied { .. } | DownloadError::Ask { source: ClientError::Private(_), .. } => {
                 Code::Forbidden
             }

@@ -21,7 +21,7 @@ mod visit;
 pub use error::{DownloadError, check_room, disk_code};
 pub use part::{JOURNAL, PART, Part, bytes_of};
 pub use sums::check_file;
-pub use visit::{Answer, Key, REDIRECTS_MAX, Reach, Visit, refusal};
+pub use visit::{Access, Answer, Key, REDIRECTS_MAX, Reach, Visit, refusal};
 
 use crate::http::url::Url;
 use crate::job::progress::{Events, Meter};
@@ -92,6 +92,8 @@ impl Default for Limits {
 pub struct Expected {
     pub size: Option<u64>,
     pub sum: Option<Sum>,
+    /// The caller knows another sum, and will look.
+    pub is_checked_after: bool,
 }
 
 /// How a file is known.
@@ -121,7 +123,7 @@ impl Expected {
 
     /// Whether a sum will tell in the end.
     pub fn is_pinned(&self) -> bool {
-        self.sum.is_some()
+        self.sum.is_some() || self.is_checked_after
     }
 }
 
@@ -171,6 +173,11 @@ impl Download<'_> {
             self.warn(format!("the bytes of {} have a wrong sum; fetching them again", self.label));
             restart(part).await?;
         }
+    }
+
+    /// Forgets what came.
+    pub async fn restart(&self, part: &Arc<Part>) -> Result<(), DownloadError> {
+        restart(part).await
     }
 
     fn warn(&self, message: String) {
@@ -329,6 +336,7 @@ impl Crew<'_> {
     }
 
     async fn failed(&mut self, error: DownloadError) -> Result<(), DownloadError> {
+        self.part.is_patched.store(true, Ordering::Relaxed);
         let (shared, limits) = (&self.shared, self.download.limits);
         if error.is_an_answer() {
             shared.reached.store(true, Ordering::Relaxed);

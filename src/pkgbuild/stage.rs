@@ -2,7 +2,7 @@
 //! makepkg has the files, has links to them.
 
 use super::Order;
-use super::download::Limits;
+use super::fetch::Limits;
 use super::errand::Errands;
 use super::execute::Stop;
 use super::fetch::{self, FetchOrder};
