@@ -11,6 +11,7 @@ mod fuzz;
 mod guard;
 mod inference;
 mod jobs;
+mod kernels;
 mod kills;
 mod models;
 mod output;
