@@ -13,6 +13,7 @@ mod hub_faults;
 mod inference;
 mod interop;
 mod jobs;
+mod kernels;
 mod kills;
 mod models;
 mod output;
