@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub has_fallback: bool,
     /// Something was heard from the server.
     pub reached: AtomicBool,
+    /// When the last byte came, on whichever connection.
+    pub heard: Mutex<Instant>,
     /// The server sends whole files only.
     pub is_whole_only: AtomicBool,
     /// Where the redirects ended: asked at once from then on, until it is refused.
@@ -48,6 +50,10 @@ pub(super) struct Shared {
 impl Shared {
     fn resolved(&self) -> MutexGuard<'_, Option<Url>> {
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn heard(&self) -> MutexGuard<'_, Instant> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_pinned(&self) -> bool {
@@ -305,6 +311,7 @@ impl<'a> Piece<'a> {
                 let expected = self.shared.part.total().unwrap_or(self.range.end);
                 return Err(DownloadError::TooMuch { url: url.to_string(), expected });
             }
+            *self.shared.heard() = Instant::now();
             self.shared.part.received.fetch_add(data.len() as u64, Ordering::Relaxed);
             self.push(data).await?;
         }

@@ -326,7 +326,10 @@ pub(super) fn cancelled() -> Stop {
 }
 
 pub(super) fn writing(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(download::disk_code(error), format!("writing `{}`: {}", path.display(), failure::chain(error)))
+    Failure::new(
+        download::disk_code(error),
+        format!("writing `{}`: {}", path.display(), failure::chain(error)),
+    )
 }
 
 /// A name made of what a file is known by.

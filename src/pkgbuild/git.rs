@@ -8,7 +8,7 @@
 use super::checksum::Verdict;
 use super::fetch::{ACTION, FetchOrder, Fetched, Kept, Stop, cancelled, key, turn, verify, writing};
 use super::source::{Git, Reference, Remote, Source};
-use crate::download::{Access, DownloadError, Visit, refusal};
+use crate::download::{self, DownloadError, Visit, refusal};
 use crate::http::url::Url;
 use crate::http::{public, resolve};
 use crate::job::progress::Events;
@@ -234,7 +234,7 @@ impl GitErrand<'_> {
             .map_err(|error| Failure::invalid(failure::chain(&error)))?;
         let visit = Visit {
             url: asked,
-            access: Access::Open,
+            access: download::Access::Open,
             reach: Arc::new(self.order.trusted.reach()),
             may_be_plain: !url.is_encrypted(),
             cancel: self.order.errands.cancel.clone(),
@@ -423,7 +423,7 @@ impl GitErrand<'_> {
             read: read.chain(access.read.iter().map(|path| (*path).to_owned())).collect(),
             write: access.write.iter().map(|path| (*path).to_owned()).chain([home.to_owned()]).collect(),
             network: access.network,
-            file_bytes_max: Some(self.order.limits.bytes_max),
+            file_bytes_max: Some(self.order.limits.download.bytes_max),
             memory_bytes_max: None,
         }
     }
