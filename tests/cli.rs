@@ -152,7 +152,7 @@ Daemons:
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive
-  version                     version and protocol of this file
+  version                     version, protocol and kernels of this file
   help [COMMAND…]             all about a command"
     );
 }

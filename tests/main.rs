@@ -15,6 +15,7 @@ mod hub_speed;
 mod inference;
 mod interop;
 mod jobs;
+mod kernels;
 mod kills;
 mod models;
 mod output;

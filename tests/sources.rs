@@ -60,12 +60,10 @@ impl Scene {
         for folder in ["cache", "recipe"] {
             std::fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        let limits = Limits {
-            head_max: Duration::from_secs(5),
-            stall_max: Duration::from_millis(500),
-            pause_first: Duration::from_millis(1),
-            ..Limits::default()
-        };
+        let mut limits = Limits::default();
+        limits.download.head_max = Duration::from_secs(5);
+        limits.download.stall_max = Duration::from_millis(500);
+        limits.download.pause_first = Duration::from_millis(1);
         let trusted = trusted.iter().map(|entry| (*entry).to_owned()).collect();
         let env = vec![("PATH".to_owned(), std::env::var("PATH").unwrap())];
         Scene {
@@ -343,12 +341,12 @@ async fn a_server_that_asks_for_a_pause_gets_it_if_it_is_short() {
 async fn what_is_too_big_is_not_begun() {
     let (hub, _, sum) = serve([Fault::None, Fault::NoLength]).await;
     let (mut scene, url) = scene_of(&hub);
-    scene.limits.bytes_max = BYTES as u64 - 1;
+    scene.limits.download.bytes_max = BYTES as u64 - 1;
     for _ in 0..2 {
         let failure = scene.one(&url, &sum).await.unwrap_err();
         assert!(failure.message.contains("at most"), "{}", failure.message);
     }
-    scene.limits.bytes_max = BYTES as u64;
+    scene.limits.download.bytes_max = BYTES as u64;
     scene.one(&url, &sum).await.unwrap();
 }
 
@@ -503,15 +501,15 @@ async fn files_of_the_recipe_are_verified_and_kept_for_no_longer_than_the_build(
 async fn parts_that_nobody_went_on_with_are_swept() {
     let scene = Scene::new(&[]);
     let cache = scene.path("cache");
-    for name in ["k-old.part", "k-old.tag", "k-new.part", "k-a.tar.gz"] {
+    for name in ["k-old.rbee-part", "k-old.rbee-journal", "k-new.rbee-part", "k-a.tar.gz"] {
         std::fs::write(cache.join(name), "x").unwrap();
     }
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
-    for name in ["k-old.part", "k-old.tag", "k-a.tar.gz"] {
+    for name in ["k-old.rbee-part", "k-old.rbee-journal", "k-a.tar.gz"] {
         std::fs::File::options().write(true).open(cache.join(name)).unwrap().set_modified(long_ago).unwrap();
     }
     std::fs::create_dir(cache.join("k.unfinished")).unwrap();
     std::fs::create_dir(cache.join("k.git")).unwrap();
     fetch::sweep(&cache);
-    assert_eq!(scene.cached(), ["a.tar.gz", "k.git", "new.part"]);
+    assert_eq!(scene.cached(), ["a.tar.gz", "k.git", "new.rbee-part"]);
 }

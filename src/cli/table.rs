@@ -402,7 +402,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         action: Action::Version,
         path: &["version"],
-        summary: "version and protocol of this file",
+        summary: "version, protocol and kernels of this file",
         ..COMMAND
     },
     Command {

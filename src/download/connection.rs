@@ -2,7 +2,7 @@
 
 use super::part::{Part, RUN_BYTES_MAX, Tag};
 use super::plan::Claim;
-use super::visit::{Answer, Visit, number, refusal};
+use super::visit::{Access, Answer, Visit, number, refusal};
 use super::{DownloadError, Expected, Limits, check_room};
 use crate::http::client::Connection;
 use crate::http::range::content_range;
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub has_fallback: bool,
     /// Something was heard from the server.
     pub reached: AtomicBool,
+    /// When the last byte came, on whichever connection.
+    pub heard: Mutex<Instant>,
     /// The server sends whole files only.
     pub is_whole_only: AtomicBool,
     /// Where the redirects ended: asked at once from then on, until it is refused.
@@ -48,6 +50,10 @@ pub(super) struct Shared {
 impl Shared {
     fn resolved(&self) -> MutexGuard<'_, Option<Url>> {
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn heard(&self) -> MutexGuard<'_, Instant> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_pinned(&self) -> bool {
@@ -130,7 +136,7 @@ impl<'a> Piece<'a> {
         open: &mut Option<(Url, Connection)>,
     ) -> Result<Option<(Url, http::Response<Incoming>)>, DownloadError> {
         let Some(url) = self.shared.resolved().clone() else { return Ok(None) };
-        let visit = Visit { url: url.clone(), key: None, ..self.shared.visit.clone() };
+        let visit = Visit { url: url.clone(), access: Access::Open, ..self.shared.visit.clone() };
         let visit = match url.origin() == self.shared.visit.url.origin() {
             true => self.shared.visit.clone(),
             false => visit,
@@ -227,7 +233,7 @@ impl<'a> Piece<'a> {
             (200, _) => number(headers, CONTENT_LENGTH),
             (416, _) if !self.shared.is_pinned() => return Err(DownloadError::Changed(url.to_string())),
             (206 | 416, _) => return Err(DownloadError::WrongPart { url: url.to_string(), status }),
-            _ => return Err(refusal(url, self.shared.visit.key.is_some(), status, headers)),
+            _ => return Err(refusal(url, &self.shared.visit.access, status, headers)),
         };
         self.check_length(url, told)?;
         if status == 200 && !self.is_all() && !self.begins_whole(told) {
@@ -305,6 +311,7 @@ impl<'a> Piece<'a> {
                 let expected = self.shared.part.total().unwrap_or(self.range.end);
                 return Err(DownloadError::TooMuch { url: url.to_string(), expected });
             }
+            *self.shared.heard() = Instant::now();
             self.shared.part.received.fetch_add(data.len() as u64, Ordering::Relaxed);
             self.push(data).await?;
         }

@@ -1,5 +1,6 @@
 //! Why a download did not come to its end, and which of it may pass.
 
+use super::Sum;
 use crate::http::client::ClientError;
 use crate::http::url::BadUrl;
 use crate::job::progress::size;
@@ -26,10 +27,10 @@ pub enum DownloadError {
     NoParts(String),
     #[error("{0} has another file than the one that was begun; starting again")]
     Changed(String),
-    #[error("{0} is not there; the name or the revision is wrong, or the file was removed")]
-    NotThere(String),
+    #[error("{url} is not there ({status}): its name is wrong, or it was removed")]
+    NotThere { url: String, status: u16 },
     #[error("{url} may not be read ({status}); {hint}")]
-    Denied { url: String, status: u16, hint: String },
+    Denied { url: String, status: u16, hint: &'static str },
     #[error("{0} leads on and on: more than {max} redirects", max = super::REDIRECTS_MAX)]
     Redirects(String),
     #[error("{0} redirects without saying where")]
@@ -56,8 +57,8 @@ pub enum DownloadError {
     Broken { at: u64, source: Option<hyper::Error> },
     #[error("after {attempts} attempts")]
     Exhausted { attempts: u32, source: Box<DownloadError> },
-    #[error("the bytes have the sum {got}, should be {expected}; nothing was kept")]
-    WrongBytes { got: String, expected: String },
+    #[error("the bytes have the sum {got}, should be {expected}")]
+    WrongBytes { got: Sum, expected: Sum },
     #[error("`{}` is being written by another program; wait for it, or end it", .0.display())]
     Busy(PathBuf),
     #[error("writing `{}`", path.display())]
@@ -74,8 +75,6 @@ impl DownloadError {
             DownloadError::Ask { .. } | DownloadError::NoAnswer { .. } => true,
             DownloadError::Broken { .. } | DownloadError::Stalled { .. } => true,
             DownloadError::WrongPart { .. } | DownloadError::NoParts(_) | DownloadError::Changed(_) => true,
-            // Half the size may be a file in the midst of being replaced; more than all of it is not.
-            DownloadError::TooMuch { .. } => true,
             DownloadError::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
             _ => false,
         }
@@ -83,7 +82,7 @@ impl DownloadError {
 
     /// The server has what it had no part of: all that was fetched goes.
     pub(super) fn starts_again(&self) -> bool {
-        matches!(self, DownloadError::NoParts(_) | DownloadError::Changed(_) | DownloadError::TooMuch { .. })
+        matches!(self, DownloadError::NoParts(_) | DownloadError::Changed(_))
     }
 
     /// An answer, even a bad one, tells that the server can be reached.
@@ -111,7 +110,7 @@ impl DownloadError {
         }
         let code = match innermost {
             DownloadError::Stalled { .. } => Code::DownloadTimeout,
-            DownloadError::NotThere(_) => Code::ModelNotFound,
+            DownloadError::NotThere { .. } => Code::NotFound,
             DownloadError::Denied { .. } | DownloadError::Ask { source: ClientError::Private(_), .. } => {
                 Code::Forbidden
             }

@@ -21,7 +21,7 @@ mod visit;
 pub use error::{DownloadError, check_room, disk_code};
 pub use part::{JOURNAL, PART, Part, bytes_of};
 pub use sums::check_file;
-pub use visit::{Answer, Key, REDIRECTS_MAX, Reach, Visit, refusal};
+pub use visit::{Access, Answer, Key, REDIRECTS_MAX, Reach, Visit, refusal};
 
 use crate::http::url::Url;
 use crate::job::progress::{Events, Meter};
@@ -92,6 +92,8 @@ impl Default for Limits {
 pub struct Expected {
     pub size: Option<u64>,
     pub sum: Option<Sum>,
+    /// The caller knows another sum, and will look.
+    pub is_checked_after: bool,
 }
 
 /// How a file is known.
@@ -121,7 +123,7 @@ impl Expected {
 
     /// Whether a sum will tell in the end.
     pub fn is_pinned(&self) -> bool {
-        self.sum.is_some()
+        self.sum.is_some() || self.is_checked_after
     }
 }
 
@@ -154,23 +156,24 @@ impl Download<'_> {
     pub async fn run(&self, part: &Arc<Part>) -> Result<Digest, DownloadError> {
         let mut was_wrong = false;
         loop {
-            let sums = self.fill(part).await?;
-            let expected = match self.expected.sum {
-                Some(expected) if !sums.are(&expected) => expected,
-                _ => return Ok(sums.sha256),
+            let wrong = match (self.fill(part).await, self.expected.sum) {
+                (Ok(sums), Some(expected)) if !sums.are(&expected) => sums.wrong(&expected),
+                (Err(error @ DownloadError::TooMuch { .. }), Some(_)) => error,
+                (sums, _) => return Ok(sums?.sha256),
             };
             if was_wrong {
                 part.remove();
-                let got = match expected {
-                    Sum::Sha256(_) => sums.sha256.to_string(),
-                    Sum::GitBlob(_) => sums.git_blob.map(|id| hex(&id)).unwrap_or_default(),
-                };
-                return Err(DownloadError::WrongBytes { got, expected: expected.to_string() });
+                return Err(wrong);
             }
             was_wrong = true;
-            self.warn(format!("the bytes of {} have a wrong sum; fetching them again", self.label));
+            self.warn(format!("the bytes that came are not {}: {wrong}; fetching them again", self.label));
             restart(part).await?;
         }
+    }
+
+    /// Forgets what came.
+    pub async fn restart(&self, part: &Arc<Part>) -> Result<(), DownloadError> {
+        restart(part).await
     }
 
     fn warn(&self, message: String) {
@@ -186,6 +189,7 @@ impl Download<'_> {
             part: part.clone(),
             has_fallback: self.has_fallback,
             reached: AtomicBool::new(false),
+            heard: Mutex::new(std::time::Instant::now()),
             is_whole_only: AtomicBool::new(false),
             resolved: Mutex::new(None),
         });
@@ -198,7 +202,6 @@ impl Download<'_> {
             attempt: 1,
             mark: part.received.load(Ordering::Relaxed),
             pause_end: None,
-            progress: (part.received.load(Ordering::Relaxed), Instant::now()),
             shared,
         };
         let follower_stop = CancellationToken::new();
@@ -255,8 +258,6 @@ struct Crew<'a> {
     /// Where the last failure stood.
     mark: u64,
     pause_end: Option<Instant>,
-    /// The last byte: how many there were then, and when.
-    progress: (u64, Instant),
 }
 
 impl Crew<'_> {
@@ -296,9 +297,6 @@ impl Crew<'_> {
                 () = pause => self.pause_end = None,
                 _ = looks.tick() => {
                     let received = self.received();
-                    if received != self.progress.0 {
-                        self.progress = (received, Instant::now());
-                    }
                     self.ramp.look(received);
                     meter.set_total(self.part.total());
                     meter.at(received);
@@ -329,6 +327,7 @@ impl Crew<'_> {
     }
 
     async fn failed(&mut self, error: DownloadError) -> Result<(), DownloadError> {
+        self.part.is_patched.store(true, Ordering::Relaxed);
         let (shared, limits) = (&self.shared, self.download.limits);
         if error.is_an_answer() {
             shared.reached.store(true, Ordering::Relaxed);
@@ -337,7 +336,7 @@ impl Crew<'_> {
         if !error.may_pass() || is_unreachable {
             return Err(error);
         }
-        if matches!(error, DownloadError::Stalled { .. }) && self.progress.1.elapsed() >= limits.stall_max {
+        if matches!(error, DownloadError::Stalled { .. }) && shared.heard().elapsed() >= limits.stall_max {
             return Err(error);
         }
         if error.starts_again() {

@@ -15,7 +15,7 @@ use std::io::{self, BufRead, BufReader, IoSlice, Seek, SeekFrom, Write};
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -67,6 +67,8 @@ pub struct Part {
     pub lost: Notify,
     /// Bytes that have come, written or about to be; for bars.
     pub received: AtomicU64,
+    /// Not all of it is of one unbroken answer.
+    pub is_patched: AtomicBool,
 }
 
 struct State {
@@ -138,6 +140,7 @@ impl Part {
             state: Mutex::new(state),
             grown: Condvar::new(),
             lost: Notify::new(),
+            is_patched: AtomicBool::new(received.load(Ordering::Relaxed) > 0),
             received,
         };
         let ready = if is_new { part.rewrite() } else { part.go_on() };
@@ -283,6 +286,7 @@ impl Part {
         state.plan = Plan::new(size);
         state.head.tag = None;
         self.received.store(0, Ordering::Relaxed);
+        self.is_patched.store(false, Ordering::Relaxed);
         self.file.set_len(0).map_err(|source| self.failed(source))?;
         drop(state);
         self.grown.notify_all();

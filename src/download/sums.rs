@@ -1,6 +1,6 @@
 //! What bytes come to: their SHA-256 sum always, and git's name for them where that is what they are known by.
 
-use super::{Expected, Sum};
+use super::{DownloadError, Expected, Sum};
 use crate::wire::digest::Digest;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
@@ -23,6 +23,17 @@ impl Sums {
             Sum::Sha256(digest) => self.sha256 == *digest,
             Sum::GitBlob(id) => self.git_blob == Some(*id),
         }
+    }
+}
+
+impl Sums {
+    /// What to say where they are not.
+    pub fn wrong(&self, expected: &Sum) -> DownloadError {
+        let got = match (expected, self.git_blob) {
+            (Sum::GitBlob(_), Some(id)) => Sum::GitBlob(id),
+            _ => Sum::Sha256(self.sha256),
+        };
+        DownloadError::WrongBytes { got, expected: *expected }
     }
 }
 
@@ -94,10 +105,11 @@ mod tests {
         let check = |expected: Expected| {
             check_file(file.path(), &expected, &CancellationToken::new()).unwrap().unwrap()
         };
-        let (digest, is_right) = check(Expected { size: Some(16), sum: Some(Sum::GitBlob(id)) });
+        let (digest, is_right) =
+            check(Expected { size: Some(16), sum: Some(Sum::GitBlob(id)), ..Expected::default() });
         assert!(is_right);
-        assert!(check(Expected { size: None, sum: Some(Sum::Sha256(digest)) }).1);
+        assert!(check(Expected { sum: Some(Sum::Sha256(digest)), ..Expected::default() }).1);
         id[0] ^= 1;
-        assert!(!check(Expected { size: Some(16), sum: Some(Sum::GitBlob(id)) }).1);
+        assert!(!check(Expected { size: Some(16), sum: Some(Sum::GitBlob(id)), ..Expected::default() }).1);
     }
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub const REDIRECTS_MAX: usize = 5;
+const ERROR_CODE: &str = "x-error-code";
+const GATED: &str = "GatedRepo";
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("rbee/", env!("CARGO_PKG_VERSION")));
 
 /// A key to one server. It is shown to nobody: no `Display`, and a `Debug` that tells nothing.
@@ -34,6 +36,39 @@ impl Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key")
+    }
+}
+
+/// What a server may ask for before it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: we have no key for it.
+    Open,
+    /// The hub asks for a key where a model is private or gated.
+    Hub(Option<Key>),
+}
+
+impl Access {
+    fn key(&self) -> Option<&Key> {
+        match self {
+            Access::Open => None,
+            Access::Hub(key) => key.as_ref(),
+        }
+    }
+
+    /// What to do about a refusal.
+    fn hint(&self, code: Option<&str>) -> &'static str {
+        match (self, code) {
+            (Access::Open, _) => "it asks for a key, and there is none for it",
+            (Access::Hub(Some(_)), Some(GATED)) => {
+                "accept the model's terms on its page at the hub, with the account that the key belongs to"
+            }
+            (Access::Hub(None), Some(GATED)) => {
+                "the model is gated: accept its terms on its page at the hub, and set HF_TOKEN"
+            }
+            (Access::Hub(Some(_)), _) => "the key that HF_TOKEN or the token file holds does not open it",
+            (Access::Hub(None), _) => "set HF_TOKEN if it is private or gated",
+        }
     }
 }
 
@@ -59,7 +94,7 @@ impl Reach {
 #[derive(Debug, Clone)]
 pub struct Visit {
     pub url: Url,
-    pub key: Option<Key>,
+    pub access: Access,
     pub reach: Arc<Reach>,
     /// A sum pins the bytes, so that they may come unencrypted.
     pub may_be_plain: bool,
@@ -138,7 +173,7 @@ impl Visit {
         let mut request = client::request(method, url.path(), crate::http::reply::empty())?;
         headers.insert(USER_AGENT, AGENT);
         if let Some(value) =
-            self.key.as_ref().filter(|_| url.origin() == self.url.origin()).and_then(Key::header)
+            self.access.key().filter(|_| url.origin() == self.url.origin()).and_then(Key::header)
         {
             headers.insert(AUTHORIZATION, value);
         }
@@ -148,24 +183,12 @@ impl Visit {
 }
 
 /// What an answer that is none of ours means.
-pub fn refusal(url: &Url, has_key: bool, status: u16, headers: &HeaderMap) -> DownloadError {
+pub fn refusal(url: &Url, access: &Access, status: u16, headers: &HeaderMap) -> DownloadError {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let url = url.to_string();
     match status {
-        404 | 410 => DownloadError::NotThere(url),
-        401 | 403 => {
-            let hint = match (text("x-error-code"), has_key) {
-                (Some("GatedRepo"), true) => {
-                    "accept the model's terms on its page at the hub with the account that the key belongs to"
-                }
-                (Some("GatedRepo"), false) => {
-                    "the model is gated: accept its terms on its page at the hub and set HF_TOKEN"
-                }
-                (_, true) => "the key that HF_TOKEN or the token file holds does not open it",
-                (_, false) => "set HF_TOKEN if it is private or gated",
-            };
-            DownloadError::Denied { url, status, hint: hint.to_owned() }
-        }
+        404 | 410 => DownloadError::NotThere { url, status },
+        401 | 403 => DownloadError::Denied { url, status, hint: access.hint(text(ERROR_CODE)) },
         _ => {
             let retry_after = text(RETRY_AFTER.as_str()).and_then(pause_asked);
             DownloadError::Status { url, status, retry_after }

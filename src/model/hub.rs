@@ -5,7 +5,7 @@
 use super::listing::{self, Listing};
 use super::pick::RepoFile;
 use super::reference::{HubReference, is_plain};
-use crate::download::{Key, Reach, Visit};
+use crate::download::{Access, Key, Reach, Visit};
 use crate::http::public::is_public;
 use crate::http::resolve;
 use crate::http::url::{BadUrl, Url};
@@ -81,10 +81,6 @@ impl Hub {
         &self.cache
     }
 
-    pub(super) fn has_token(&self) -> bool {
-        self.token.is_some()
-    }
-
     fn root(&self) -> Result<Url, HubError> {
         Url::parse(&self.endpoint).map_err(|e: BadUrl| HubError::BadEndpoint(Box::new(e)))
     }
@@ -100,7 +96,7 @@ impl Hub {
         Ok(Visit {
             reach: Arc::new(self.reach(&root).await),
             url: root.with_segments(segments).with_query(query),
-            key: self.token.clone(),
+            access: Access::Hub(self.token.clone()),
             may_be_plain: true,
             cancel: cancel.clone(),
         })

@@ -83,7 +83,7 @@ impl ListingError {
 
     pub fn failure(&self, name: &str) -> Failure {
         match self {
-            ListingError::Download(error) => error.failure(name),
+            ListingError::Download(error) => super::fetch::failure_of(name, error),
             ListingError::NoRepo(_) | ListingError::NoRevision { .. } => {
                 Failure::new(Code::ModelNotFound, self.to_string())
             }
@@ -126,7 +126,7 @@ impl Hub {
             (404 | 401, Some("RepoNotFound")) | (404, _) => {
                 return Err(ListingError::NoRepo(repo.to_owned()));
             }
-            (status, _) => return Err(refusal(&answer.url, self.has_token(), status, &head.headers).into()),
+            (status, _) => return Err(refusal(&answer.url, &visit.access, status, &head.headers).into()),
         }
         let origin = answer.url.origin().to_owned();
         let bad =
@@ -149,7 +149,7 @@ impl Hub {
         cancel: &CancellationToken,
     ) -> Result<RepoFile, DownloadError> {
         let visit = self.file(&listing.repo, &listing.commit, &file.path, cancel).await;
-        let visit = visit.map_err(|_| DownloadError::NotThere(file.path.clone()))?;
+        let visit = visit.map_err(|_| DownloadError::NotThere { url: file.path.clone(), status: 404 })?;
         let headers = |_: &Url| {
             let identity = HeaderValue::from_static("identity");
             HeaderMap::from_iter([(http::header::ACCEPT_ENCODING, identity)])
@@ -158,7 +158,7 @@ impl Hub {
         let status = answer.response.status();
         if !status.is_success() {
             let headers = answer.response.headers();
-            return Err(refusal(&answer.url, self.has_token(), status.as_u16(), headers));
+            return Err(refusal(&answer.url, &visit.access, status.as_u16(), headers));
         }
         let text = |headers: &HeaderMap, name: &str| {
             headers.get(name).and_then(|value| Some(value.to_str().ok()?.to_owned()))

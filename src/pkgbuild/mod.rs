@@ -12,7 +12,6 @@
 
 mod bridge;
 pub mod checksum;
-mod download;
 mod errand;
 mod execute;
 pub mod fetch;
@@ -34,9 +33,9 @@ pub mod trust;
 pub mod unpack;
 mod work;
 
-pub use download::Limits;
 pub use errand::Errands;
 pub use execute::{build, metadata};
+pub use fetch::Limits;
 pub use install::{Declared, Installed, MANIFEST};
 pub use lint::NETWORK_IN_PREPARE;
 pub use metadata::{Metadata, RecipeError, SourceArray};

@@ -91,6 +91,8 @@ fn engine_code(error: &EngineError) -> Code {
 /// Serves one model until the shutdown has drained. An error means that the worker could not work at all.
 pub async fn serve(options: Options, shutdown: Shutdown) -> Result<(), WorkerError> {
     cpu::check()?;
+    let kernels = cpu::kernels();
+    tracing::info!(used = kernels.used.join(" "), unused = kernels.unused.join(" "), "kernels");
     if let Some(fd) = options.lease_fd {
         lease::watch(fd).map_err(|source| WorkerError::Inherited { fd, source })?;
     }

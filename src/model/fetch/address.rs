@@ -2,7 +2,7 @@
 
 use super::file::Wanted;
 use super::{Errand, Stop, inspect};
-use crate::download::{Expected, Reach, Visit};
+use crate::download::{Access, Expected, Reach, Visit};
 use crate::http::url::Url;
 use crate::model::reference::{Reference, is_plain};
 use crate::model::store::{New, NewFile, Stored};
@@ -26,7 +26,7 @@ impl Errand<'_> {
         self.check_room(&name, &folder, 0)?;
         let visit = Visit {
             url: url.clone(),
-            key: None,
+            access: Access::Open,
             reach: Arc::new(Reach::Public(self.store.settings.trusted.clone())),
             // Nothing but the way tells that the bytes are the publisher's.
             may_be_plain: false,

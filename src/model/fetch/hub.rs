@@ -153,7 +153,7 @@ impl Errand<'_> {
                 1 => name.to_owned(),
                 _ => format!("{name} ({}/{count})", number + 1),
             };
-            let expected = Expected { size: file.size, sum: Some(sum) };
+            let expected = Expected { size: file.size, sum: Some(sum), is_checked_after: false };
             all.push(Placed { file, expected, places, label });
         }
         Ok(all)

@@ -180,6 +180,15 @@ async fn inspect(path: &Path) -> Result<Header, Failure> {
 fn stopped(name: &str, error: &DownloadError) -> Stop {
     match error {
         DownloadError::Cancelled => Stop::Cancelled(Receipt::default()),
-        error => Stop::Failed(error.failure(name)),
+        error => Stop::Failed(failure_of(name, error)),
+    }
+}
+
+/// What is not there is a model here.
+pub(super) fn failure_of(name: &str, error: &DownloadError) -> Failure {
+    let failure = error.failure(name);
+    match failure.code {
+        Code::NotFound => Failure { code: Code::ModelNotFound, ..failure },
+        _ => failure,
     }
 }

@@ -36,7 +36,11 @@ impl Errand<'_> {
         let places = places?;
         let wanted = Wanted {
             label: &recipe.id,
-            expected: Expected { size: Some(recipe.size), sum: Some(Sum::Sha256(recipe.sha256)) },
+            expected: Expected {
+                size: Some(recipe.size),
+                sum: Some(Sum::Sha256(recipe.sha256)),
+                is_checked_after: false,
+            },
             target: places.blob.clone(),
             has_fallback: true,
         };

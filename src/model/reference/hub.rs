@@ -170,7 +170,7 @@ fn read_revision(text: &str) -> Result<Option<String>, ReferenceError> {
 
 /// A name that is one component of a path on any system: no device of Windows either.
 pub fn is_plain(name: &str) -> bool {
-    const WINDOWS_TOO: [char; 8] = ['\\', ':', '*', '?', '"', '<', '>', '|'];
+    const NOWHERE: [char; 9] = ['/', '\\', ':', '*', '?', '"', '<', '>', '|'];
     const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
     let stem = name.split('.').next().unwrap_or_default().to_ascii_lowercase();
     let is_numbered = |device: &str| {
@@ -181,7 +181,7 @@ pub fn is_plain(name: &str) -> bool {
         && name != "."
         && name != ".."
         && !name.ends_with(['.', ' '])
-        && !name.contains(WINDOWS_TOO)
+        && !name.contains(NOWHERE)
         && !name.contains(char::is_control)
         && !DEVICES.contains(&stem.as_str())
         && !is_numbered("com")
