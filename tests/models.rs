@@ -272,7 +272,7 @@ async fn every_way_to_fail_has_its_own_code() {
         assert_eq!(failure.code, code, "{described}: {failure}");
         assert!(failure.message.contains(says), "{described}: {failure}");
         assert_eq!(hub.asked().len(), requests, "{described}");
-        assert!(!failure.message.contains(&scene.dir.path().display().to_string()), "{failure}");
+        assert!(!failure.message.contains(&scene.cache().display().to_string()), "{failure}");
     }
 }
 
