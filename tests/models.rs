@@ -130,6 +130,7 @@ fn recipe(bytes: &[u8]) -> Recipe {
         size: bytes.len() as u64,
         sha256: Digest::of(hasher),
         file: hub::FILE.into(),
+        makedepends: Vec::new(),
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         pkgbuild: "pkgname=tiny\npkgver=1\npkgrel=1\narch=(any)\npackage() { echo nothing here; false; }\n"
             .into(),

@@ -250,6 +250,7 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         file: hub::FILE.into(),
+        makedepends: Vec::new(),
         pkgbuild: String::new(),
     };
     store.fetch_recipe(&recipe, &|_| {}, &CancellationToken::new()).await
