@@ -244,7 +244,9 @@ mod tests {
             let ours = compute(&dense(embedding, feed_forward, kv, head), 1, 512, |_| {});
             assert!((ours - said).abs() < 0.011, "{embedding} {feed_forward} {kv} {head}: {ours} for {said}");
         }
-        for (count, used, feed_forward_length, said) in [(8, 2, 512, 11.52), (8, 4, 1024, 29.52), (8, 1, 1024, 11.52)] {
+        for (count, used, feed_forward_length, said) in
+            [(8, 2, 512, 11.52), (8, 4, 1024, 29.52), (8, 1, 1024, 11.52)]
+        {
             let mut mixture = dense(512, 0, 8, 64);
             mixture.experts = Some(Experts { count, used, feed_forward_length });
             let ours = compute(&mixture, 1, 512, |_| {});

@@ -3,6 +3,7 @@
 use super::reader::Reader;
 use super::{GgufError, LAYERS_MAX};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek};
 
 const KEYS_MAX: u64 = 16 << 10;
@@ -14,6 +15,10 @@ const KEPT_BYTES_MAX: u64 = 16 << 20;
 const LIST_ITEMS_MAX: u64 = 16 << 20;
 /// Lists up to this length are kept: one number a layer is the longest that matters here.
 const LIST_KEPT_ITEMS_MAX: u64 = 2 * LAYERS_MAX;
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+/// The largest vocabularies have some 260,000.
+const TOKENS_MAX: u64 = 2 << 20;
+const TOKEN_BYTES_MAX: u64 = 1 << 20;
 const ALIGNMENT_DEFAULT: u64 = 32;
 const ALIGNMENT_MAX: u64 = 1 << 20;
 
@@ -244,6 +249,7 @@ fn read_list<S: Read + Seek>(reader: &mut Reader<S>, key: &str) -> Result<Value,
     }
     match kind {
         Kind::List => return Err(bad(key, "is a list of lists, which GGUF files do not use")),
+        Kind::Text if key == TOKENS => read_tokens(reader, length)?,
         Kind::Text => {
             for _ in 0..length {
                 reader.skip_string()?;
@@ -257,4 +263,26 @@ fn read_list<S: Read + Seek>(reader: &mut Reader<S>, key: &str) -> Result<Value,
         _ => reader.skip(length * kind.width().unwrap_or(8))?,
     }
     Ok(Value::Long(length))
+}
+
+/// llama.cpp aborts where two tokens are the same, and gives empty ones a name. Their hashes are kept while they are read.
+fn read_tokens<S: Read + Seek>(reader: &mut Reader<S>, count: u64) -> Result<(), GgufError> {
+    if count > TOKENS_MAX {
+        return Err(GgufError::Limit { what: "tokens", value: count, max: TOKENS_MAX });
+    }
+    let hash = RandomState::new();
+    let mut hashes: Vec<u64> = Vec::new();
+    let mut token = Vec::new();
+    for number in 0..count {
+        reader.string_into(&mut token, "the length of a token", TOKEN_BYTES_MAX)?;
+        if token.is_empty() {
+            token.extend(format!("[EMPTY_{number}]").bytes());
+        }
+        hashes.push(hash.hash_one(&token));
+    }
+    hashes.sort_unstable();
+    match hashes.windows(2).any(|pair| pair[0] == pair[1]) {
+        true => Err(bad(TOKENS, "has a token twice")),
+        false => Ok(()),
+    }
 }

@@ -40,7 +40,9 @@ pub(super) fn merge(path: &Path, given: Part, split: Split) -> Result<Header, Gg
     let present = whole.tensors.names.len();
     match whole.metadata.u32(TENSOR_COUNT)? {
         Some(told) if told as usize == present => {}
-        Some(told) => return Err(bad(TENSOR_COUNT, format!("is {told}, but the parts have {present} tensors"))),
+        Some(told) => {
+            return Err(bad(TENSOR_COUNT, format!("is {told}, but the parts have {present} tensors")));
+        }
         None => return Err(bad(TENSOR_COUNT, "is missing")),
     }
     let header = check::header(&whole.metadata, &whole.tensors, whole.file_bytes)?;
@@ -72,7 +74,9 @@ fn belongs(part: &Part, number: u32, count: u32) -> Result<(), GgufError> {
         }
     }
     match part.metadata.u32(check::SPLIT_COUNT)?.filter(|told| *told != count) {
-        Some(told) => Err(bad(check::SPLIT_COUNT, format!("is {told}, but {count} in the part that was given"))),
+        Some(told) => {
+            Err(bad(check::SPLIT_COUNT, format!("is {told}, but {count} in the part that was given")))
+        }
         None => Ok(()),
     }
 }
@@ -85,7 +89,8 @@ fn paths(given: &Path, split: Split) -> Result<Vec<PathBuf>, GgufError> {
     }
     let ending = |number: u32| format!("-{:05}-of-{count:05}.gguf", number + 1);
     let name = given.file_name().unwrap_or_default().as_bytes();
-    let Some(prefix) = name.strip_suffix(ending(number).as_bytes()).filter(|prefix| !prefix.is_empty()) else {
+    let Some(prefix) = name.strip_suffix(ending(number).as_bytes()).filter(|prefix| !prefix.is_empty())
+    else {
         return Err(GgufError::PartName { path: given.to_owned(), number, count, ending: ending(number) });
     };
     let path = |number: u32| {

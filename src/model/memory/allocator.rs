@@ -74,7 +74,8 @@ impl Graph {
     /// The size of the buffer that this graph needs.
     pub fn bytes(&self) -> u64 {
         let mut replay = Replay::new(&self.0);
-        let (leaves, computed): (Vec<usize>, Vec<usize>) = (0..self.0.len()).partition(|at| self.0[*at].is_leaf);
+        let (leaves, computed): (Vec<usize>, Vec<usize>) =
+            (0..self.0.len()).partition(|at| self.0[*at].is_leaf);
         leaves.into_iter().for_each(|leaf| replay.place(leaf));
         for at in computed {
             replay.place(at);

@@ -183,7 +183,13 @@ impl Builder<'_> {
     }
 
     /// Queries, keys or values, from their own matrix or the fused one.
-    fn projection(&mut self, fused: Option<Tensor>, normed: Tensor, width: u128, has_position: bool) -> Tensor {
+    fn projection(
+        &mut self,
+        fused: Option<Tensor>,
+        normed: Tensor,
+        width: u128,
+        has_position: bool,
+    ) -> Tensor {
         let bytes = self.rows(width, self.tokens);
         let projected = fused.unwrap_or_else(|| self.graph.node(bytes, &[normed]));
         let by_head = self.graph.view(projected);
