@@ -39,9 +39,14 @@ pub struct Tiny {
 pub enum Kind {
     Llama,
     /// Of whose experts each token passes so many.
-    Mixture { experts: u32, used: u32 },
+    Mixture {
+        experts: u32,
+        used: u32,
+    },
     /// With windows of so many tokens in five of six blocks.
-    Gemma3 { window: u32 },
+    Gemma3 {
+        window: u32,
+    },
 }
 
 impl Kind {

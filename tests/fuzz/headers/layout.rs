@@ -110,7 +110,8 @@ impl Layout {
     pub fn parse(bytes: &[u8]) -> Option<Layout> {
         let mut reader = Reader { bytes, at: 8 };
         let (tensors, keys) = (reader.u64()?, reader.u64()?);
-        let mut layout = Layout { keys: Vec::new(), tensors: Vec::new(), end: 0, boundaries: vec![0, 4, 8, 16] };
+        let mut layout =
+            Layout { keys: Vec::new(), tensors: Vec::new(), end: 0, boundaries: vec![0, 4, 8, 16] };
         for _ in 0..keys {
             layout.boundaries.push(reader.at);
             let name = reader.text()?.to_vec();
@@ -170,7 +171,8 @@ impl Layout {
             }
             number(&mut bytes, &mut fields, &tensor.kind.to_le_bytes());
             number(&mut bytes, &mut fields, &offset.to_le_bytes());
-            let elements = tensor.shape.iter().fold(1, |product: u64, length| product.saturating_mul(*length));
+            let elements =
+                tensor.shape.iter().fold(1, |product: u64, length| product.saturating_mul(*length));
             let taken = TensorType::by_code(tensor.kind).map_or(0, |kind| kind.bytes_of(elements));
             offset = offset.saturating_add(taken.min(1 << 40).next_multiple_of(ALIGNMENT as u64));
         }
