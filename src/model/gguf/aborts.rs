@@ -7,6 +7,9 @@ use super::metadata::{Metadata, bad};
 
 /// llama.cpp's own compiled-in limit.
 const EXPERTS_MAX: u32 = 1_024;
+/// What normalisations add; below 0 they abort.
+const EPSILONS: [&str; 3] =
+    ["attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.group_norm_epsilon"];
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
 pub(super) fn check(
@@ -24,6 +27,13 @@ pub(super) fn check(
     let scaling = key("rope.scaling.type");
     if let Some(told) = metadata.text(&scaling)?.filter(|told| !ROPE_SCALINGS.contains(told)) {
         return Err(bad(&scaling, format!("is `{}`, which no engine knows", told.escape_debug())));
+    }
+    for suffix in EPSILONS {
+        let key = key(suffix);
+        // Not a number is not positive, either.
+        if let Some(told) = metadata.real(&key)?.filter(|told| !(0.0..=1.0).contains(told)) {
+            return Err(bad(&key, format!("is {told}, not between 0 and 1")));
+        }
     }
     head_lengths(metadata, architecture, heads)
 }

@@ -25,8 +25,7 @@ const ALIGNMENT_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) enum Value {
     Number(Kind, i128),
-    /// No rule needs a float's value, only that it is one.
-    Real,
+    Real(f64),
     Text(String),
     Numbers(Vec<i128>),
     /// A list that was not kept.
@@ -128,6 +127,14 @@ impl Metadata {
         }
     }
 
+    pub fn real(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Real(n)) => Ok(Some(*n)),
+            Some(_) => Err(bad(key, "should be a float")),
+        }
+    }
+
     /// Whether a key has exactly this type, which llama.cpp asserts of some.
     pub fn is_of(&self, key: &str, kind: Kind) -> bool {
         matches!(self.values.get(key), Some(Value::Number(told, _)) if *told == kind)
@@ -195,7 +202,7 @@ impl Value {
         match self {
             Value::Text(text) => text.len() as u64,
             Value::Numbers(list) => list.len() as u64 * 16,
-            Value::Number(..) | Value::Real | Value::Long(_) => 16,
+            Value::Number(..) | Value::Real(_) | Value::Long(_) => 16,
         }
     }
 
@@ -203,7 +210,7 @@ impl Value {
         match self {
             Value::Numbers(list) => Some(list.len() as u64),
             Value::Long(length) => Some(*length),
-            Value::Number(..) | Value::Real | Value::Text(_) => None,
+            Value::Number(..) | Value::Real(_) | Value::Text(_) => None,
         }
     }
 }
@@ -219,8 +226,8 @@ fn read_value<S: Read + Seek>(reader: &mut Reader<S>, key: &str, kind: Kind) -> 
             Ok(Value::Text(String::from_utf8_lossy(&text).into_owned()))
         }
         Kind::List => read_list(reader, key),
-        Kind::F32 => reader.skip(4).map(|()| Value::Real),
-        Kind::F64 => reader.skip(8).map(|()| Value::Real),
+        Kind::F32 => Ok(Value::Real(f32::from_le_bytes(reader.bytes()?).into())),
+        Kind::F64 => Ok(Value::Real(f64::from_le_bytes(reader.bytes()?))),
         integer => read_integer(reader, integer).map(|n| Value::Number(integer, n)),
     }
 }

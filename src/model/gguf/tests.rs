@@ -281,3 +281,17 @@ fn counts_of_experts_that_do_not_belong_together_are_refused() {
         assert!(matches!(read_bytes(&bytes), Err(GgufError::Metadata { .. })), "{key} = {count}");
     }
 }
+
+#[test]
+fn an_epsilon_that_is_negative_or_no_number_is_refused() {
+    const KEY: &[u8] = b"llama.attention.layer_norm_rms_epsilon";
+    let file = tiny(&Tiny::default());
+    let at = file.windows(KEY.len()).position(|w| w == KEY).unwrap() + KEY.len() + 4;
+    for (epsilon, is_refused) in
+        [(1e-5f32, false), (0.0, false), (-1e-6, true), (f32::NAN, true), (f32::INFINITY, true)]
+    {
+        let mut bytes = file.clone();
+        bytes[at..at + 4].copy_from_slice(&epsilon.to_le_bytes());
+        assert_eq!(read_bytes(&bytes).is_err(), is_refused, "{epsilon}");
+    }
+}
