@@ -27,12 +27,21 @@ for repo in found.repos:
 for warning in found.warnings:
     print('WARNING', warning)
 ";
+/// The names, the size of all, the sums of the large ones.
+const LISTS: &str = "
+hub, repo = HfApi(), sys.argv[1]
+print(sorted(hub.list_repo_files(repo)))
+print(sum(file.size for file in hub.list_repo_tree(repo, recursive=True)))
+print(*[file.lfs.sha256 for file in hub.model_info(repo, files_metadata=True).siblings if file.lfs])
+";
+/// What the client calls each of the refusals, `repository file revision token` an argument.
 const REFUSED: &str = "
-from huggingface_hub.utils import *
-try:
-    hf_hub_download(sys.argv[1], sys.argv[2], revision=sys.argv[3])
-except Exception as error:
-    print(type(error).__name__)
+for case in sys.argv[1:]:
+    repo, file, revision, token = case.split(' ')
+    try:
+        print(hf_hub_download(repo, file, revision=revision, token=token or False))
+    except Exception as error:
+        print(type(error).__name__)
 ";
 
 fn model() -> Arc<Content> {
@@ -64,12 +73,9 @@ fn the_test_hub_is_a_hub_to_the_hubs_own_client() {
     let folder = client.run(snapshot, &[REPO, "v1"]).remove(0);
     assert_eq!(std::fs::read(Path::new(&folder).join("README.md")).unwrap(), b"# Tiny\n");
     assert_eq!(std::fs::read(Path::new(&folder).join("sub/config.json")).unwrap(), b"{}");
-    let files = "print(sorted(HfApi().list_repo_files(sys.argv[1])))";
-    assert_eq!(client.run(files, &[REPO]), [format!("['README.md', '{FILE}', 'sub/config.json']")]);
-    let sizes = "print(sum(f.size for f in HfApi().list_repo_tree(sys.argv[1], recursive=True)))";
-    assert_eq!(client.run(sizes, &[REPO]), [(FILE_BYTES + 16).to_string()]);
-    let sums = "print([s.lfs.sha256 for s in HfApi().model_info(sys.argv[1], files_metadata=True).siblings if s.lfs])";
-    assert_eq!(client.run(sums, &[REPO]), [format!("['{}']", model().sha256())]);
+    let files = format!("['README.md', '{FILE}', 'sub/config.json']");
+    let told = [files, (FILE_BYTES + 16).to_string(), model().sha256().to_owned()];
+    assert_eq!(client.run(LISTS, &[REPO]), told);
 
     let cases = [
         // A 401 without a reason the client reads as "no such repository" only where the hub is encrypted.
@@ -80,13 +86,15 @@ fn the_test_hub_is_a_hub_to_the_hubs_own_client() {
         ("bees/None", FILE, "main", TOKEN, "RepositoryNotFoundError"),
         ("bees/Gated", "g.gguf", "main", "", "GatedRepoError"),
     ];
-    for (repo, file, revision, token, error) in cases {
-        let said = client.run_with(REFUSED, &[repo, file, revision], &[("HF_TOKEN", token)]);
-        assert_eq!(said, [error], "{repo} {file} {revision}");
-    }
-    for (repo, file) in [("bees/Gated", "g.gguf"), ("bees/Private", "p.gguf")] {
-        let path = client.run_with(DOWNLOAD, &[repo, file], &[("HF_TOKEN", TOKEN)]).remove(0);
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), FILE_BYTES);
+    let asked: Vec<String> = cases
+        .iter()
+        .map(|(repo, file, revision, token, _)| format!("{repo} {file} {revision} {token}"))
+        .collect();
+    let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+    assert_eq!(client.run(REFUSED, &asked), cases.map(|case| case.4));
+    let opened = ["bees/Gated g.gguf main", "bees/Private p.gguf main"].map(|case| format!("{case} {TOKEN}"));
+    for path in client.run(REFUSED, &opened.each_ref().map(String::as_str)) {
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), FILE_BYTES, "{path}");
     }
     for asked in hub.asked_of(Site::Cdn) {
         assert!(asked.header("authorization").is_none() && asked.path.contains("Signature="), "{asked:?}");

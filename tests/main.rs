@@ -5,11 +5,14 @@
 mod builds;
 mod catalog;
 mod cli;
+mod estimate;
 mod fleet;
 mod follow;
 mod fuzz;
 mod guard;
 mod hub_faults;
+mod hub_hardships;
+mod hub_speed;
 mod inference;
 mod interop;
 mod jobs;

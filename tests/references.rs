@@ -1,7 +1,7 @@
 //! What people write for a model, from the command line to the right file of the right commit (B30); and what they are told
 //! when there is none.
 
-use crate::support::gguf::{Tiny, tiny};
+use crate::support::gguf::{Tiny, part_name, split, tiny};
 use crate::support::hub::{Content, Fault, Repo, Site, TestHub, When};
 use crate::support::node::alone;
 use crate::support::pull::{Puller, sha256_of};
@@ -139,6 +139,39 @@ fn what_is_not_on_the_hub_is_said_in_its_own_words() {
 }
 
 #[test]
+fn a_model_in_parts_comes_whole_or_not_at_all() {
+    const COUNT: usize = 3;
+    alone(|| {
+        let parts: Vec<Arc<Content>> = split(&Tiny::default(), COUNT).into_iter().map(Content::of).collect();
+        let name = |number: usize| format!("q4/{}", part_name("P-Q4_K_M", number - 1, COUNT));
+        let add = |repo: Repo, number: usize| repo.with(&name(number), &parts[number - 1]);
+        let whole = (1..=COUNT).rev().fold(Repo::new("bees/Parts"), add);
+        let lacking = [1, 3].into_iter().fold(Repo::new("bees/Lacking"), add);
+        let commit = whole.newest().id.clone();
+        let puller = Puller::new(TestHub::of([whole, lacking]).cdn().open());
+        let failure = puller.refused("bees/Lacking:Q4_K_M");
+        assert_eq!(failure.code, Code::ModelNotFound, "{failure}");
+        assert!(failure.message.contains("part 2"), "{failure}");
+        assert_eq!(puller.hub.bytes_sent(), 0);
+        // The second part fails for good: what came before it is kept, and is no model.
+        let second = When::bytes().path(parts[1].sha256());
+        puller.hub.fail(second, Fault::Status(418));
+        puller.refused("bees/Parts");
+        assert!(puller.models().is_empty());
+        puller.hub.behave();
+        let job = puller.pull("bees/Parts:Q4_K_M");
+        assert_eq!(puller.path_of(&job), puller.snapshot("bees/Parts", &commit, &name(1)));
+        for (number, part) in (1..).zip(&parts) {
+            let path = puller.snapshot("bees/Parts", &commit, &name(number));
+            assert_eq!(sha256_of(&path), part.sha256(), "{number}");
+        }
+        let all: u64 = parts.iter().map(|part| part.size()).sum();
+        assert_eq!((job.done()["size_bytes"].as_u64(), puller.hub.bytes_sent()), (Some(all), all));
+        assert_eq!(puller.is_sound(), COUNT);
+    });
+}
+
+#[test]
 fn a_gate_opens_with_the_key_which_goes_to_the_hub_alone() {
     alone(|| {
         let hub = || {
@@ -213,11 +246,11 @@ fn a_name_that_leads_out_of_the_cache_is_never_followed() {
         for (number, name) in HOSTILE.iter().enumerate() {
             let failure = puller.refused(&format!("bees/Only{number}"));
             assert!(!failure.message.contains(char::is_control), "{name:?}: {failure}");
-            assert_eq!(puller.is_sound(), usize::from(number > 0), "{name:?}");
+            assert_eq!(puller.is_sound(), number, "{name:?}");
             let job = puller.pull(&format!("bees/Beside{number}"));
             assert!(puller.path_of(&job).ends_with("good-Q4_K_M.gguf"), "{name:?}");
         }
-        assert_eq!(puller.hub.bytes_sent(), model(2).size(), "and that one file once");
+        assert_eq!(puller.hub.bytes_sent(), model(2).size() * HOSTILE.len() as u64);
         let resolved = puller.hub.asked().into_iter().filter(|asked| asked.path.contains("/resolve/"));
         assert!(resolved.into_iter().all(|asked| asked.path.ends_with("good-Q4_K_M.gguf")));
         assert_eq!(puller.kept(), [] as [std::path::PathBuf; 0]);
@@ -276,20 +309,12 @@ fn a_list_that_is_none_is_told_and_nothing_is_fetched() {
 }
 
 #[test]
-fn a_hub_behind_a_redirect_is_followed_where_it_is() {
+fn a_repository_is_found_under_the_name_it_had_before() {
     alone(|| {
-        // As the hub does for a repository that has another name now.
-        let puller = Puller::new(TestHub::of([repo()]).cdn().open());
-        let moved = |path: &str| Fault::RedirectTo(path.to_owned());
-        let listing = format!("/api/models/{REPO}/revision/main?blobs=true");
-        puller.hub.fail(When::listing().path("bees/Old").first(1), moved(&listing));
+        let puller = Puller::new(TestHub::of([repo().formerly("bees/Old")]).cdn().open());
         let job = puller.pull("bees/Old:Q4_K_M");
-        match job.find("error") {
-            // It is under either name, in a folder of its own.
-            None => assert_eq!(sha256_of(&puller.path_of(&job)), model(4).sha256()),
-            Some(error) => assert!(error["message"].as_str().unwrap().contains(REPO), "{error}"),
-        }
-        puller.is_sound();
+        assert_eq!(sha256_of(&puller.path_of(&job)), model(4).sha256());
+        assert_eq!(puller.is_sound(), 1);
         let cdn = puller.hub.asked_of(Site::Cdn);
         assert!(cdn.iter().all(|asked| asked.header("authorization").is_none()));
     });

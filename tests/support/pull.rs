@@ -12,11 +12,12 @@ use std::process::Output;
 const SHA256_HEX: usize = 64;
 const SHA1_HEX: usize = 40;
 
+/// Ends in this order: the hive, then what it lives on.
 pub struct Puller {
-    pub place: Place,
-    pub hub: TestHub,
     /// `None` between a kill and the next start.
     hive: Option<Daemon>,
+    pub hub: TestHub,
+    pub place: Place,
     env: Vec<(String, String)>,
 }
 

@@ -30,6 +30,8 @@ static PACKAGES: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     }
 });
 
+const IMPORTS: &str = "from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download";
+
 /// Python with the hub's client, told of a hub and a cache.
 pub struct HubClient {
     packages: PathBuf,
@@ -47,9 +49,9 @@ impl HubClient {
         Some(HubClient { packages, home: home.into(), endpoint: endpoint.into(), cache: cache.into() })
     }
 
-    /// Runs a program in which everything of the client is imported; `sys.argv[1:]` are the arguments.
-    pub fn try_run(&self, program: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-        let program = format!("import sys, json\nfrom huggingface_hub import *\n{program}");
+    /// Runs a program in which the client is imported; `sys.argv[1:]` are the arguments.
+    fn output(&self, program: &str, arguments: &[&str]) -> Output {
+        let program = format!("import sys\n{IMPORTS}\n{program}");
         println!("python3 {arguments:?} {program}");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut python = Command::new("python3");
@@ -65,7 +67,6 @@ impl HubClient {
                 python.env(name, value);
             }
         }
-        python.envs(env.iter().copied());
 
         python.output().unwrap()
     }
@@ -73,12 +74,7 @@ impl HubClient {
     /// The lines it prints; it must go well and without a warning.
     #[track_caller]
     pub fn run(&self, program: &str, arguments: &[&str]) -> Vec<String> {
-        self.run_with(program, arguments, &[])
-    }
-
-    #[track_caller]
-    pub fn run_with(&self, program: &str, arguments: &[&str], env: &[(&str, &str)]) -> Vec<String> {
-        let output = self.try_run(program, arguments, env);
+        let output = self.output(program, arguments);
         let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{told}{said}");
         assert_eq!(told, "", "it warns of nothing");

@@ -54,6 +54,8 @@ pub struct Commit {
 pub struct Repo {
     /// `org/name`.
     pub id: String,
+    /// What it was called before, which leads here.
+    pub old: Option<String>,
     pub gate: Gate,
     /// The newest last; never none.
     commits: Vec<Commit>,
@@ -64,7 +66,7 @@ pub struct Repo {
 impl Repo {
     pub fn new(id: &str) -> Repo {
         let first = Commit { id: commit_id(id, 0), files: Vec::new() };
-        Repo { id: id.to_owned(), gate: Gate::Open, commits: vec![first], names: Vec::new() }
+        Repo { id: id.to_owned(), old: None, gate: Gate::Open, commits: vec![first], names: Vec::new() }
     }
 
     /// With a large file more.
@@ -81,6 +83,11 @@ impl Repo {
         let files = &mut self.commits.last_mut().expect("a repository has a commit").files;
         files.retain(|file| file.name != name);
         files.push(RepoFile { name: name.to_owned(), content: content.clone(), is_large });
+        self
+    }
+
+    pub fn formerly(mut self, id: &str) -> Repo {
+        self.old = Some(id.to_owned());
         self
     }
 

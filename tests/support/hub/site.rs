@@ -202,6 +202,11 @@ impl World {
             return refused(401, None, "Invalid credentials in Authorization header");
         }
         let id = format!("{owner}/{name}");
+        if let Some(moved) = self.repos.iter().find(|repo| repo.old.as_ref() == Some(&id)) {
+            let location = asked.path.replacen(&id, &moved.id, 1);
+            let lines = headers(&[("location", &location)]);
+            return Answer::Told(Told { status: 307, headers: lines, body: Vec::new() });
+        }
         let found = self.repos.iter().find(|repo| repo.id == id);
         match found.filter(|repo| repo.gate != Gate::Private || has_key) {
             // To a stranger, the hub does not even tell what is not there.
