@@ -5,6 +5,7 @@
 mod builds;
 mod catalog;
 mod cli;
+mod estimate;
 mod fleet;
 mod follow;
 mod fuzz;

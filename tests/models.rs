@@ -130,6 +130,7 @@ fn recipe(bytes: &[u8]) -> Recipe {
         size: bytes.len() as u64,
         sha256: Digest::of(hasher),
         file: hub::FILE.into(),
+        makedepends: Vec::new(),
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
         pkgbuild: "pkgname=tiny\npkgver=1\npkgrel=1\narch=(any)\npackage() { echo nothing here; false; }\n"
             .into(),
@@ -272,7 +273,7 @@ async fn every_way_to_fail_has_its_own_code() {
         assert_eq!(failure.code, code, "{described}: {failure}");
         assert!(failure.message.contains(says), "{described}: {failure}");
         assert_eq!(hub.asked().len(), requests, "{described}");
-        assert!(!failure.message.contains(&scene.dir.path().display().to_string()), "{failure}");
+        assert!(!failure.message.contains(&scene.cache().display().to_string()), "{failure}");
     }
 }
 

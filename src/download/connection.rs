@@ -23,8 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Asked for at once: long enough that asking costs nothing, short enough that the last parts end together.
 const RANGE_BYTES: u64 = 32 << 20;
-/// Where the length is not known, so much is asked for to learn it.
-const PROBE_BYTES: u64 = 1 << 20;
 /// What has come is written at least so often: it is what a kill costs on a slow line.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 const LINKED_ETAG: &str = "x-linked-etag";
@@ -68,8 +66,7 @@ pub(super) async fn work(shared: Arc<Shared>, stop: CancellationToken) -> Result
         let is_whole_only = shared.is_whole_only.load(Ordering::Relaxed);
         let claimed = shared.part.plan(|plan| match (is_whole_only, plan.total) {
             (true, total) => plan.claim_whole(total.unwrap_or(shared.limits.bytes_max)),
-            (false, None) => plan.claim(PROBE_BYTES),
-            (false, Some(_)) => plan.claim(RANGE_BYTES),
+            (false, _) => plan.claim(RANGE_BYTES),
         });
         let Some((claim, range)) = claimed else { return Ok(()) };
         let mut piece = Piece::new(&shared, claim, range, &stop);
@@ -307,7 +304,12 @@ impl<'a> Piece<'a> {
                 }
                 Ok(Some(None)) => return Err(DownloadError::Broken { at, source: None }),
             };
-            if data.len() as u64 > self.range.end - at {
+            let room = self.range.end - at;
+            if data.len() as u64 > room && is_endless && self.shared.expected.size.is_none() {
+                let (told, max) = (at + data.len() as u64, self.range.end);
+                return Err(DownloadError::TooBig { url: url.to_string(), told, max });
+            }
+            if data.len() as u64 > room {
                 let expected = self.shared.part.total().unwrap_or(self.range.end);
                 return Err(DownloadError::TooMuch { url: url.to_string(), expected });
             }

@@ -159,6 +159,10 @@ impl Download<'_> {
             let wrong = match (self.fill(part).await, self.expected.sum) {
                 (Ok(sums), Some(expected)) if !sums.are(&expected) => sums.wrong(&expected),
                 (Err(error @ DownloadError::TooMuch { .. }), Some(_)) => error,
+                (Err(error @ DownloadError::TooMuch { .. }), None) => {
+                    part.remove();
+                    return Err(error);
+                }
                 (sums, _) => return Ok(sums?.sha256),
             };
             if was_wrong {

@@ -275,21 +275,5 @@ fn preflight(entry: &CatalogEntry, env: &[(String, String)]) -> Result<(), Failu
             ),
         ));
     }
-    let env = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.into());
-    let missing = requirements::missing(&entry.makedepends, |probe| requirements::is_here(probe, env));
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<&str> = missing.iter().map(|missing| missing.name.as_str()).collect();
-    let how: Vec<&str> = missing.iter().map(|missing| missing.how.as_str()).collect();
-    Err(Failure::new(
-        Code::MissingDependencies,
-        format!(
-            "{} needs {} to be built, which this node lacks: {}",
-            entry.id,
-            names.join(", "),
-            how.join("; ")
-        ),
-    )
-    .with(json!({"missing": names, "how": how})))
+    requirements::check(&entry.id, &entry.makedepends, env)
 }

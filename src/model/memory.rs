@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn a_recurrent_model_has_a_state_a_slot_and_no_cache() {
+        let mut mamba = header(4, 256, 0, [0, 0], 0);
+        mamba.vocabulary = 367;
+        (mamba.recurrent_width, mamba.recurrent_bytes) = (512, 4 * 4 * (3 * 512 + 16 * 512));
+        for (slots, said, state) in [(1, 7.54, 0.148_437_5), (4, 7.66, 0.593_75)] {
+            let ours = compute(&mamba, slots, 512, |_| {});
+            assert!((ours - said).abs() < 0.021, "{slots}: {ours} for {said}");
+            assert_eq!(estimate(&mamba, &Shape::new(slots, 512)).kv as f64 / MIB, state);
+        }
+    }
+
+    #[test]
     fn what_is_reordered_counts_as_allocated_but_need_not_be_there_twice() {
         let mut header = header(2, 64, 128, [4, 2], 16);
         header.weights_bytes = 100 << 20;

@@ -27,6 +27,8 @@ pub struct Recipe {
     pub sha256: Digest,
     /// What the file is called, here and in the recipe's package.
     pub file: String,
+    /// What the PKGBUILD needs; it says the same.
+    pub makedepends: Vec<String>,
     /// Where the hub has it; some models are only to be had otherwise.
     pub hub: Option<HubFile>,
     /// The way that needs no hub.

@@ -448,12 +448,22 @@ pub enum Fault {
     OffsetOverlapping,
     TensorTwice,
     KeyTwice,
+    /// Aborts llama.cpp.
+    TokenTwice,
+    /// Aborts llama.cpp.
+    RotationOdd,
+    /// Aborts llama.cpp.
+    RotationTooLong,
+    /// Aborts llama.cpp.
+    VectorOfIntegers,
+    /// Aborts llama.cpp.
+    MatrixOfIntegers,
     /// A name no engine knows; the header is otherwise sound.
     UnknownArchitecture,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 36] = [
+    pub const ALL: [Fault; 41] = [
         Fault::Empty,
         Fault::Text,
         Fault::MagicOnly,
@@ -489,6 +499,11 @@ impl Fault {
         Fault::OffsetOverlapping,
         Fault::TensorTwice,
         Fault::KeyTwice,
+        Fault::TokenTwice,
+        Fault::RotationOdd,
+        Fault::RotationTooLong,
+        Fault::VectorOfIntegers,
+        Fault::MatrixOfIntegers,
         Fault::UnknownArchitecture,
     ];
 
@@ -571,6 +586,17 @@ pub fn corrupt(fault: Fault) -> Vec<u8> {
             let at = position(&file, "tokenizer.ggml.bos_token_id");
             patch(&mut file, at, b"tokenizer.ggml.eos_token_id");
         }
+        Fault::TokenTwice => {
+            let at = position(&file, "<0x41>");
+            patch(&mut file, at, b"<0x42>");
+        }
+        Fault::RotationOdd => number(&mut file, "llama.rope.dimension_count", 15),
+        Fault::RotationTooLong => number(&mut file, "llama.rope.dimension_count", 18),
+        Fault::VectorOfIntegers => {
+            let at = after(&file, "blk.0.attn_norm.weight") + 12;
+            patch(&mut file, at, &26u32.to_le_bytes());
+        }
+        Fault::MatrixOfIntegers => matrix(&mut file, 20, &26u32.to_le_bytes()),
         Fault::UnknownArchitecture => {
             // Every key that starts with it changes along.
             while let Some(at) = file.windows(6).position(|w| w == b"llama.") {

@@ -4,6 +4,7 @@
 use super::file::{Wanted, writing};
 use super::hub::link;
 use super::{Errand, Stop, inspect};
+use crate::catalog::requirements;
 use crate::download::{Expected, Sum, bytes_of};
 use crate::job::progress::size;
 use crate::model::HubError;
@@ -103,6 +104,7 @@ impl Errand<'_> {
     async fn build(&self, recipe: &Recipe, target: &Path) -> Result<(), Stop> {
         let run = crate::wire::id::fresh().to_string();
         let builds = &self.store.settings.builds;
+        requirements::check(&recipe.id, &recipe.makedepends, &builds.env)?;
         let order = builds.order(&recipe.id, recipe.pkgbuild.clone(), Arc::new(NoFiles), &run, Vec::new());
         let built = match pkgbuild::build(order, self.events, self.cancel, self.hurry).await? {
             Ended::Built(built) => built,

@@ -1,12 +1,12 @@
 //! The rules that tie metadata, tensors and the file's length together. Those about blocks and heads stand between a
 //! hostile file and an abort inside llama.cpp; the others turn its bare "failed to load" into a sentence.
 
-use super::metadata::{Metadata, bad};
+use super::aborts;
+use super::metadata::{Metadata, TOKENS, bad};
 use super::tensors::Tensors;
 use super::window;
 use super::{Experts, GgufError, Header, LAYERS_MAX, Split, quantization};
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Some converters write -1 for "there is none".
 const NO_TOKEN: u32 = u32::MAX;
 /// llama.cpp counts positions in an i32.
@@ -41,6 +41,7 @@ pub(super) fn header(metadata: &Metadata, tensors: &Tensors, file_bytes: u64) ->
     let embedding_length = at_most(metadata, &key("embedding_length"), EMBEDDING_MAX)?;
     let context_length = at_most(metadata, &key("context_length"), CONTEXT_MAX)?;
     let heads = Heads::read(metadata, tensors, &architecture, block_count, embedding_length)?;
+    aborts::check(metadata, &architecture, block_count, &heads)?;
     let window = window::read(metadata, &architecture, block_count, &heads)?;
     Ok(Header {
         name: metadata.text("general.name")?.map(str::to_owned),
@@ -207,10 +208,6 @@ fn experts(metadata: &Metadata, architecture: &str, blocks: u32) -> Result<Optio
         return Ok(None);
     }
     let used = read("expert_used_count")?;
-    if used == 0 || used > count {
-        let key = format!("{architecture}.expert_used_count");
-        return Err(bad(&key, format!("is {used} of {count} experts")));
-    }
     // Older mixtures have one length for both.
     let length = match read("expert_feed_forward_length")? {
         0 => read("feed_forward_length")?,

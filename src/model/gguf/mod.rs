@@ -8,6 +8,7 @@
 //! split model, `check` holds the rules that tie them together. The result is a [`Header`]: the facts people ask for and
 //! placement needs.
 
+mod aborts;
 mod check;
 mod metadata;
 mod parts;

@@ -11,6 +11,8 @@ const NAME_BYTES_MAX: u64 = 63;
 const DIMENSIONS_MAX: u32 = 4;
 /// Rows that llama.cpp's reordering takes together.
 const GROUP_ROWS: u64 = 8;
+/// llama.cpp maps tensors where they lie, and aborts if one does not begin at a multiple of this.
+const MAPPED_ALIGNMENT: u64 = 32;
 const EMBEDDINGS: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
 
@@ -66,6 +68,9 @@ static TYPES: [TensorType; 35] = [
     row(42, "Q2_0", 64, 18),
 ];
 
+/// Types for counts, and those that only intermediate results have.
+const WITHOUT_KERNELS: [&str; 7] = ["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"];
+
 impl TensorType {
     pub fn by_code(code: u32) -> Option<&'static TensorType> {
         TYPES.iter().find(|t| t.code == code)
@@ -115,6 +120,7 @@ impl Tensors {
         let mut tensors = Tensors::default();
         let mut data_end = 0u64;
         let mut last_end = 0u64;
+        let mut unaligned = None;
         reader.part("its tensor table");
         for _ in 0..count {
             let name = String::from_utf8(reader.string("the length of a tensor's name", NAME_BYTES_MAX)?)
@@ -130,6 +136,7 @@ impl Tensors {
                     format!("has rows of {row}, not a multiple of {}'s {}", kind.name, kind.block),
                 ));
             }
+            suits(&name, kind, dimensions, rows)?;
             let bytes = (elements / kind.block)
                 .checked_mul(kind.bytes)
                 .ok_or_else(|| bad(&name, "is too large to be real"))?;
@@ -137,6 +144,9 @@ impl Tensors {
             // Gapless and in order is what llama.cpp demands; it rules out unaligned and overlapping tensors, too.
             if offset != data_end {
                 return Err(bad(&name, format!("lies at offset {offset}, should be at {data_end}")));
+            }
+            if !offset.is_multiple_of(MAPPED_ALIGNMENT) && unaligned.is_none() {
+                unaligned = Some(name.clone());
             }
             let too_large = || bad(&name, "is too large to be real");
             last_end = data_end.checked_add(bytes).ok_or_else(too_large)?;
@@ -156,6 +166,14 @@ impl Tensors {
             tensors.names.insert(name);
         }
         let data_start = reader.position().next_multiple_of(alignment);
+        let first_unaligned =
+            tensors.names.iter().next().filter(|_| !data_start.is_multiple_of(MAPPED_ALIGNMENT));
+        if let Some(name) = unaligned.as_ref().or(first_unaligned) {
+            return Err(bad(
+                name,
+                format!("does not begin at a multiple of {MAPPED_ALIGNMENT} bytes in the file"),
+            ));
+        }
         tensors.end = data_start.checked_add(last_end).ok_or(GgufError::Limit {
             what: "bytes of tensors",
             value: last_end,
@@ -212,6 +230,21 @@ impl Tensors {
     pub fn has_attention(&self) -> bool {
         self.names.iter().any(|n| n.contains(".attn_q"))
     }
+}
+
+/// Whether there are kernels for it: llama.cpp finds out in the middle of a decode, and dies. Vectors are added to or
+/// multiplied with whole floats; for some types nothing is multiplied.
+fn suits(name: &str, kind: &TensorType, dimensions: u32, rows: u64) -> Result<(), GgufError> {
+    let is_vector = dimensions < 2 || (dimensions == 2 && rows == 1);
+    if (is_vector || name.ends_with("_norm.weight") || name.ends_with(".bias")) && kind.name != "F32" {
+        return Err(bad(name, format!("is a vector of {}, for which there are no kernels", kind.name)));
+    }
+    // A table, not a matrix.
+    let is_table = kind.name == "I32" && name.contains("tid2eid");
+    if WITHOUT_KERNELS.contains(&kind.name) && !is_table {
+        return Err(bad(name, format!("is a matrix of {}, for which there are no kernels", kind.name)));
+    }
+    Ok(())
 }
 
 struct Shape {

@@ -125,6 +125,9 @@ impl Builder<'_> {
             }
         };
         let residual = self.graph.in_place(&[mixed, residual], &[]);
+        if self.header.feed_forward_length == 0 && self.header.experts.is_none() {
+            return residual;
+        }
         let normed = self.norm(residual);
         let out = match self.header.experts {
             Some(experts) => self.experts(experts, normed, rows),
@@ -243,17 +246,21 @@ impl Builder<'_> {
         self.graph.node(out, &[by_token])
     }
 
-    /// A block with a recurrent state instead; roughly, for there are many kinds.
+    /// A block with a recurrent state instead, as Mamba has it; other kinds are like it, roughly.
     fn recurrence(&mut self, normed: Tensor) -> Tensor {
-        let width = u128::from(self.header.recurrent_width);
-        let embedding = u128::from(self.header.embedding_length);
-        let wide = self.rows(width, self.tokens);
+        let wide = self.rows(self.header.recurrent_width, self.tokens);
+        let blocks = self.header.head_counts_kv.len().max(1) as u128;
+        let states = u128::from(self.header.recurrent_bytes) / blocks * u128::from(self.shape.slots());
         let both = self.graph.node(2 * wide, &[normed]);
-        let state = u128::from(self.header.recurrent_bytes) / self.header.head_counts_kv.len().max(1) as u128;
         let shifted = self.graph.node(wide, &[both]);
         let convolved = self.graph.node(wide, &[shifted]);
-        let scanned = self.graph.node(wide + state * u128::from(self.shape.slots()), &[convolved, both]);
-        self.graph.node(self.rows(embedding, self.tokens), &[scanned])
+        let steps = self.graph.node(wide, &[convolved]);
+        let scanned = self.graph.node(wide + states, &[convolved, steps]);
+        let summed = self.graph.node(wide, &[convolved, scanned]);
+        let gate = self.graph.node(wide, &[both]);
+        let product = self.graph.node(wide, &[summed, gate]);
+        let out = self.rows(self.header.embedding_length, self.tokens);
+        self.graph.node(out, &[product])
     }
 
     fn feed_forward(&mut self, normed: Tensor, rows: u128) -> Tensor {
