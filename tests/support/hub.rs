@@ -139,6 +139,12 @@ impl Plan {
         self
     }
 
+    /// A file of no repository, by the end of its path.
+    pub fn file(mut self, path: &str, content: &Arc<Content>) -> Plan {
+        self.plain.push((path.to_owned(), content.clone()));
+        self
+    }
+
     /// The key that opens what is gated or private; any other is refused.
     pub fn token(mut self, token: &str) -> Plan {
         self.token = Some(token.to_owned());

@@ -81,7 +81,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     spoil(&mut told.headers, &fault);
                     self.tell_spoilt(asked, told, keeps, &fault).await
                 }
-                Answer::File(file) => self.send(state, asked, file, keeps, fault).await,
+                Answer::File(mut file) => {
+                    if let Fault::Replaced(content) | Fault::Mixed(content) = &fault {
+                        (file.content, file.tag) = (content.clone(), "other".into());
+                    }
+                    self.send(state, asked, file, keeps, fault).await
+                }
             },
         }
     }
@@ -259,7 +264,7 @@ impl Part {
         let is_same = asked.header("if-range").is_none_or(|tag| tag == format!("\"{}\"", file.tag));
         let range = match fault {
             Fault::IgnoreRange | Fault::NoLength | Fault::NewTag => None,
-            Fault::OtherTag => asked.header("range"),
+            Fault::OtherTag | Fault::Mixed(_) => asked.header("range"),
             _ => asked.header("range").filter(|_| is_same),
         };
         let (mut from, mut to) = range.map_or(Some((0, size)), |range| bounds(range, size))?;

@@ -1,5 +1,7 @@
 //! What a hub does wrong, and when: a script for the requests in order, and rules for those of one kind.
 
+use super::content::Content;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, Clone)]
@@ -60,6 +62,10 @@ pub enum Fault {
     Without(&'static str),
     /// Another body, with 200.
     Body(String),
+    /// This file instead; the whole of it when If-Range asks for the first.
+    Replaced(Arc<Content>),
+    /// This file instead, and parts of it as if it were the first.
+    Mixed(Arc<Content>),
 }
 
 /// Which of the two servers is asked.
