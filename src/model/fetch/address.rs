@@ -4,7 +4,7 @@ use super::file::Wanted;
 use super::{Errand, Stop, inspect};
 use crate::download::{Access, Expected, Reach, Visit};
 use crate::http::url::Url;
-use crate::model::reference::{Reference, is_plain};
+use crate::model::reference::is_plain;
 use crate::model::store::{New, NewFile, Stored};
 use crate::wire::Failure;
 use sha2::{Digest as _, Sha256};
@@ -17,7 +17,7 @@ const KEY_HEX: usize = 16;
 const NAME_OF_THE_NAMELESS: &str = "model.gguf";
 
 impl Errand<'_> {
-    pub(super) async fn from_address(&self, reference: &Reference, url: &Url) -> Result<Stored, Stop> {
+    pub(super) async fn from_address(&self, url: &Url) -> Result<Stored, Stop> {
         // Without the query, which may be a signature for a day.
         let id = url.to_string();
         self.check_online(&id)?;
@@ -57,7 +57,8 @@ impl Errand<'_> {
         };
         self.tell(format!("{name} has the SHA-256 sum {digest}, which nobody has published"));
         let file = NewFile { size: header.file_bytes, path: target, name, sha256: Some(digest) };
-        let reference = reference.to_string();
+        // Records are shown to whoever may list models.
+        let reference = id.clone();
         Ok(self.store.add(New { id, reference, revision: None, files: vec![file], header })?)
     }
 

@@ -120,7 +120,7 @@ impl Errand<'_> {
         }
         match (reference, recipe) {
             (_, Some(recipe)) => self.from_recipe(recipe).await,
-            (Reference::Url(url), None) => self.from_address(reference, url).await,
+            (Reference::Url(url), None) => self.from_address(url).await,
             (Reference::File(path), None) => {
                 let header = inspect(path).await?;
                 Ok(self.store.add_own(reference, path, header)?)
