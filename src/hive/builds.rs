@@ -7,6 +7,7 @@
 //! ```
 
 use crate::catalog::{Catalog, requirements, worker_id};
+use crate::hive::devices;
 use crate::hive::engines::{Engines, Provenance};
 use crate::job::stream::{EventLog, Room, Step};
 use crate::job::{Context, Outcome};
@@ -268,7 +269,7 @@ async fn work(
         log: places.logs.join(format!("{LOG_PREFIX}{}-{}.log", entry.id, build.id)),
         processes: places.trees.clone(),
         shim: None,
-        env: places.env.clone(),
+        env: environment(&places, entry).await,
         trusted: catalog.trusted(),
         rung_max: places.rung_max.clone(),
     };
@@ -321,6 +322,20 @@ fn preflight(entry: &CatalogEntry, env: &[(String, String)]) -> Result<(), Failu
         ),
     )
     .with(json!({"missing": names, "how": how})))
+}
+
+/// This process's environment, and for an engine on NVIDIA GPUs which ones there are, unless a person has said for which
+/// to build: a build cannot ask the driver, whose devices are outside its walls.
+async fn environment(places: &Places, entry: &CatalogEntry) -> Vec<(String, String)> {
+    const NAME: &str = "CUDAARCHS";
+    let mut env = places.env.clone();
+    if entry.worker_type == "cuda"
+        && !env.iter().any(|(name, _)| name == NAME)
+        && let Some(generations) = devices::cuda_architectures(&devices::devices().await)
+    {
+        env.push((NAME.to_owned(), generations));
+    }
+    env
 }
 
 /// Room for one more log.
