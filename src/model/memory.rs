@@ -194,7 +194,9 @@ mod tests {
         gemma3.vocabulary = 262_144;
         let blocks = (0..18).map(|block| block % 6 < 5).collect();
         gemma3.window = Some(Window { tokens: 512, blocks, key_length: 256, value_length: 256 });
-        let measured: [(&Header, [u32; 3], &str, bool, f64, f64); 14] = [
+        /// Slots, context, micro-batch; cache type, flash attention; what was said.
+        type Case<'h> = (&'h Header, [u32; 3], &'h str, bool, f64, f64);
+        let measured: [Case<'_>; 14] = [
             (&smollm2, [1, 512, 512], "f16", true, 11.25, 15.14),
             (&smollm2, [4, 4096, 512], "f16", true, 360.0, 18.64),
             (&smollm2, [4, 4096, 128], "f16", true, 360.0, 4.66),
