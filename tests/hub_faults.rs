@@ -277,9 +277,13 @@ fn a_cancel_is_heard_at_once_and_what_came_is_gone_on_with() {
         puller.hub.fail(When::bytes().nth(0), Fault::Slow(Duration::from_millis(10)));
         // A byte a second is no stall, and may go on for years.
         puller.hub.fail(When::bytes().nth(1), Fault::Drip(Duration::from_secs(1)));
-        for after in [1 << 20, (1 << 20) + 1] {
+        for asked_before in [0, 1] {
             let id = puller.begin("bees/One");
-            puller.hub.has_sent(after);
+            puller.hub.has_sent(1 << 20);
+            until("the bytes are asked for", || match puller.hub.asked_of(Site::Cdn).len() {
+                asked if asked > asked_before => Ok(()),
+                asked => Err(asked.to_string()),
+            });
             let asked = Instant::now();
             let (_, told) = said(&puller.rbee(&["job", "cancel", &id]));
             until("the job is cancelled", || {

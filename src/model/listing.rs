@@ -64,9 +64,9 @@ pub(super) enum ListingError {
 }
 
 impl ListingError {
-    /// The hub did not answer, whatever it might have said.
+    /// The hub did not answer, whatever it might have said; or said that it cannot just now.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, ListingError::Download(DownloadError::Ask { .. } | DownloadError::NoAnswer { .. }))
+        self.retry_after().is_some()
     }
 
     pub fn retry_after(&self) -> Option<Duration> {
@@ -74,9 +74,9 @@ impl ListingError {
             ListingError::Download(DownloadError::Status {
                 status: 408 | 429 | 500.., retry_after, ..
             }) => Some(retry_after.unwrap_or_default()),
-            ListingError::Download(DownloadError::Ask { .. } | DownloadError::NoAnswer { .. }) => {
-                Some(Duration::ZERO)
-            }
+            ListingError::Download(
+                DownloadError::Ask { .. } | DownloadError::NoAnswer { .. } | DownloadError::Broken { .. },
+            ) => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -136,7 +136,10 @@ impl Hub {
             .await
             .map_err(|_| DownloadError::Stalled { limit: limits.stall_max, at: 0 })?
             .ok_or(DownloadError::Cancelled)?
-            .map_err(|failure| bad(failure.message))?;
+            .map_err(|failure| match failure.code {
+                Code::BodyTooLarge => bad(failure.message),
+                _ => DownloadError::Broken { at: 0, source: None }.into(),
+            })?;
         understand(asked, &bytes).map_err(bad)
     }
 

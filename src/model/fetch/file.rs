@@ -50,6 +50,21 @@ impl Errand<'_> {
         }
         let origin = visit.url.origin().to_owned();
         let label = wanted.label;
+        // One file may be asked for by several names.
+        let lock = self.store.fetch_lock(&wanted.target.to_string_lossy());
+        let _turn = match lock.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                self.tell(format!("{label} is being fetched already; waiting for it"));
+                let Some(turn) = self.cancel.run_until_cancelled(lock.lock()).await else {
+                    return Err(Stop::Cancelled(Receipt::default()));
+                };
+                if let Some(digest) = self.is_here(wanted).await? {
+                    return Ok(digest);
+                }
+                turn
+            }
+        };
         let download = Download {
             visit,
             expected: wanted.expected,

@@ -123,11 +123,6 @@ impl When {
         self
     }
 
-    pub fn first(mut self, times: usize) -> When {
-        (self.skip, self.times) = (0, times);
-        self
-    }
-
     fn is_of(&self, request: &Request<'_>) -> bool {
         let is_kind = match self.kind {
             Kind::Any => true,
