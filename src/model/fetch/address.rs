@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Below the folder of records.
-const FOLDER: &str = "addresses";
+pub const FOLDER: &str = "addresses";
 const KEY_HEX: usize = 16;
 const NAME_OF_THE_NAMELESS: &str = "model.gguf";
 
@@ -56,7 +56,7 @@ impl Errand<'_> {
             }
         };
         self.tell(format!("{name} has the SHA-256 sum {digest}, which nobody has published"));
-        let file = NewFile { size: header.file_bytes, path: target, name, sha256: Some(digest) };
+        let file = NewFile { path: target, name, sha256: Some(digest), is_published: false };
         let reference = reference.to_string();
         Ok(self.store.add(New { id, reference, revision: None, files: vec![file], header })?)
     }

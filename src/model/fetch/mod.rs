@@ -6,12 +6,13 @@ mod file;
 mod hub;
 mod recipe;
 
-pub(super) use recipe::FOLDER as PACKAGES;
+pub(super) use address::FOLDER as ADDRESSES;
+pub(super) use recipe::{FOLDER as PACKAGES, SCRATCH};
 
 use super::gguf::{self, Header};
 use super::recipe as recipes;
 use super::reference::Reference;
-use super::store::{Store, Stored, invalid};
+use super::store::{Store, Stored, Turn, invalid};
 use super::{HubError, Recipe};
 use crate::download::DownloadError;
 use crate::job::progress::Events;
@@ -127,6 +128,15 @@ impl Errand<'_> {
             }
             (other, None) => Err(unknown(&other.to_string()).into()),
         }
+    }
+
+    /// The turn at what a reference has turned out to mean, besides that at the reference itself.
+    async fn turn(&self, id: &Reference) -> Result<Turn, Stop> {
+        let id = id.to_string();
+        self.cancel
+            .run_until_cancelled(self.store.turn(&id))
+            .await
+            .ok_or_else(|| Stop::Cancelled(Receipt::default()))
     }
 
     /// What is there already, said so.

@@ -61,8 +61,8 @@ impl Errand<'_> {
         let file = NewFile {
             path: places.snapshot,
             name: recipe.file.clone(),
-            size: recipe.size,
             sha256: Some(recipe.sha256),
+            is_published: true,
         };
         Ok(self.store.add(New {
             id: recipe.id.clone(),
@@ -129,7 +129,7 @@ impl Errand<'_> {
 }
 
 /// The start of the name of the folder that a model passes through.
-pub const SCRATCH: &str = ".package";
+pub const SCRATCH: &str = ".rbee-package-";
 
 fn publish(from: &Path, to: &Path) -> io::Result<()> {
     File::open(from)?.sync_all()?;
