@@ -63,11 +63,11 @@ fn pack_source(root: &Path, target: &Path, provenance: &str) {
     fs::write(target, packed).expect("OUT_DIR can be written");
 }
 
-/// Writes two tables: every file of every recipe for src/catalog, and of those that bring a model the worker.toml for
-/// src/model.
+/// Writes two tables: every file of every recipe for src/catalog, and of those that bring a model the worker.toml and
+/// the PKGBUILD for src/model.
 fn embed_recipes(folder: &Path, out: &Path) {
     let mut recipes = String::from("pub const RECIPES: &[(&str, Files)] = &[\n");
-    let mut models = String::from("pub const RECIPES: &[(&str, &str)] = &[\n");
+    let mut models = String::from("pub const RECIPES: &[(&str, &str, &str)] = &[\n");
     for recipe in listed(folder).iter().filter(|recipe| recipe.is_dir()) {
         let id = plain_name(recipe);
         writeln!(recipes, "    ({id:?}, &[").expect("a string grows");
@@ -80,7 +80,9 @@ fn embed_recipes(folder: &Path, out: &Path) {
         let text =
             fs::read_to_string(&facts).unwrap_or_else(|error| panic!("reading {}: {error}", facts.display()));
         if text.lines().any(|line| line.trim() == "kind = \"model\"") {
-            writeln!(models, "    ({id:?}, include_str!({facts:?})),").expect("a string grows");
+            let pkgbuild = recipe.join("PKGBUILD");
+            writeln!(models, "    ({id:?}, include_str!({facts:?}), include_str!({pkgbuild:?})),")
+                .expect("a string grows");
         }
     }
     recipes.push_str("];\n");

@@ -11,6 +11,7 @@
 //!
 //! Capabilities
 //! - [`job`]: everything long: a record, an event stream that can be replayed, a cancel that is awaited.
+//! - [`download`]: one file over HTTP: resumed, hashed, over several connections.
 //! - [`model`]: references, the hub, verified files, the GGUF header.
 //! - [`pkgbuild`]: recipes: sources fetched and verified, functions run behind walls, the product installed.
 //! - [`catalog`]: recipes built in, asked of another catalog, or served to others; this program's own source.
@@ -40,6 +41,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod download;
 pub mod exit;
 pub mod hive;
 pub mod http;

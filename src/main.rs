@@ -17,7 +17,7 @@ const WORKER_THREADS: usize = 2;
 fn main() -> Exit {
     match cli::parse(std::env::args_os()) {
         Ok(Request::Help(text)) => print(&text),
-        Ok(Request::Version { json }) => print(&keeper::commands::version::text(json)),
+        Ok(Request::Version { json }) => version(json),
         Ok(Request::Command(parsed)) if parsed.command.action == Action::Shim => shim(&parsed.positionals),
         Ok(Request::Command(parsed)) if parsed.command.action == Action::Unpack => {
             unpack(&parsed.positionals)
@@ -48,6 +48,12 @@ fn dispatch(settings: &Settings) -> Exit {
         },
         Role::Shim | Role::Unpack => Exit::Usage,
     }
+}
+
+/// What this file is, and what its engine makes of this processor.
+fn version(is_json: bool) -> Exit {
+    let kernels = worker::cpu::kernels();
+    print(&keeper::commands::version::text(is_json, &kernels.used, &kernels.unused))
 }
 
 /// The shim has no settings, no runtime and no second thread.

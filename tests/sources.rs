@@ -60,12 +60,10 @@ impl Scene {
         for folder in ["cache", "recipe"] {
             std::fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        let limits = Limits {
-            head_max: Duration::from_secs(5),
-            stall_max: Duration::from_millis(500),
-            pause_first: Duration::from_millis(1),
-            ..Limits::default()
-        };
+        let mut limits = Limits::default();
+        limits.download.head_max = Duration::from_secs(5);
+        limits.download.stall_max = Duration::from_millis(500);
+        limits.download.pause_first = Duration::from_millis(1);
         let trusted = trusted.iter().map(|entry| (*entry).to_owned()).collect();
         let env = vec![("PATH".to_owned(), std::env::var("PATH").unwrap())];
         Scene {
@@ -260,7 +258,7 @@ async fn a_download_goes_on_where_it_broke() {
     assert_eq!(std::fs::read(path).unwrap(), bytes);
     assert_eq!(hub.bytes_sent(), BYTES as u64, "no byte came twice");
     let asked = hub.asked();
-    assert_eq!(asked[1].header("range"), Some(format!("bytes={cut}-").as_str()));
+    assert_eq!(asked[1].header("range"), Some(format!("bytes={cut}-{}", BYTES - 1).as_str()));
     assert_eq!(asked[1].header("if-range"), Some("\"tiny\""));
     assert_eq!(asked.len(), 4);
     assert!(scene.narration().contains("attempt 2/6"), "{}", scene.narration());
@@ -295,8 +293,10 @@ async fn wrong_bytes_end_it_and_are_not_kept() {
         assert_eq!(hub.asked().len(), 1, "{what}");
         let kept = if code == Code::DownloadTimeout { 1000 } else { 0 };
         let cached = scene.path("cache").read_dir().unwrap().map(|entry| entry.unwrap());
-        let bytes: u64 =
-            cached.filter(|e| !e.path().ends_with("tag")).map(|e| e.metadata().unwrap().len()).sum();
+        let bytes: u64 = cached
+            .filter(|e| e.path().extension().is_none_or(|kind| kind != "rbee-journal"))
+            .map(|e| e.metadata().unwrap().len())
+            .sum();
         assert!(bytes >= kept && bytes < kept + 100, "{what}: {bytes} in {:?}", scene.cached());
     }
 }
@@ -343,12 +343,12 @@ async fn a_server_that_asks_for_a_pause_gets_it_if_it_is_short() {
 async fn what_is_too_big_is_not_begun() {
     let (hub, _, sum) = serve([Fault::None, Fault::NoLength]).await;
     let (mut scene, url) = scene_of(&hub);
-    scene.limits.bytes_max = BYTES as u64 - 1;
+    scene.limits.download.bytes_max = BYTES as u64 - 1;
     for _ in 0..2 {
         let failure = scene.one(&url, &sum).await.unwrap_err();
         assert!(failure.message.contains("at most"), "{}", failure.message);
     }
-    scene.limits.bytes_max = BYTES as u64;
+    scene.limits.download.bytes_max = BYTES as u64;
     scene.one(&url, &sum).await.unwrap();
 }
 
@@ -503,15 +503,15 @@ async fn files_of_the_recipe_are_verified_and_kept_for_no_longer_than_the_build(
 async fn parts_that_nobody_went_on_with_are_swept() {
     let scene = Scene::new(&[]);
     let cache = scene.path("cache");
-    for name in ["k-old.part", "k-old.tag", "k-new.part", "k-a.tar.gz"] {
+    for name in ["k-old.rbee-part", "k-old.rbee-journal", "k-new.rbee-part", "k-a.tar.gz"] {
         std::fs::write(cache.join(name), "x").unwrap();
     }
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
-    for name in ["k-old.part", "k-old.tag", "k-a.tar.gz"] {
+    for name in ["k-old.rbee-part", "k-old.rbee-journal", "k-a.tar.gz"] {
         std::fs::File::options().write(true).open(cache.join(name)).unwrap().set_modified(long_ago).unwrap();
     }
     std::fs::create_dir(cache.join("k.unfinished")).unwrap();
     std::fs::create_dir(cache.join("k.git")).unwrap();
     fetch::sweep(&cache);
-    assert_eq!(scene.cached(), ["a.tar.gz", "k.git", "new.part"]);
+    assert_eq!(scene.cached(), ["a.tar.gz", "k.git", "new.rbee-part"]);
 }

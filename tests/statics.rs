@@ -5,7 +5,8 @@ use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{self, TestHub};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
-use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Reference, Settings, Store};
+use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Settings, Store};
+use rbee::pkgbuild::Places;
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use std::net::SocketAddr;
@@ -214,8 +215,8 @@ async fn fetch_by_every_kind_of_name(dir: &Path) {
         tokio::time::timeout(SOON, download.env("HF_ENDPOINT", endpoint).output()).await.unwrap().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("is not there (404)"), "{told}");
-    assert!(told.contains("no python here"), "{told}");
+    assert!(told.contains("is not there"), "{told}");
+    assert!(told.contains("needs python-pip"), "{told}");
     assert_eq!(hub.asked().len(), 1);
 }
 
@@ -226,7 +227,16 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         "HF_HUB_CACHE" => Some(cache.clone().into()),
         _ => None,
     });
-    let mut settings = Settings::new(state.join("models"), state.join("run"), hub.unwrap());
+    let builds = Places {
+        work: state.join("builds"),
+        sources: state.join("sources"),
+        logs: state.join("logs"),
+        trees: state.join("run"),
+        env: Vec::new(),
+        rung_max: None,
+        shim: None,
+    };
+    let mut settings = Settings::new(state.join("models"), hub.unwrap(), builds);
     settings.limits.attempts_max = 1;
     let store = Store::open(settings).unwrap();
     let recipe = Recipe {
@@ -239,9 +249,11 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         size: bytes.len() as u64,
         sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
         hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
-        fallback: None,
+        file: hub::FILE.into(),
+        makedepends: Vec::new(),
+        pkgbuild: String::new(),
     };
-    store.fetch(&Reference::Recipe(Arc::new(recipe)), &|_| {}, &CancellationToken::new()).await
+    store.fetch_recipe(&recipe, &|_| {}, &CancellationToken::new()).await
 }
 
 /// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 700;
 const LAYERS: [(&str, &[&str]); 5] = [
     ("vocabulary", &["cli", "config", "wire", "paths", "exit"]),
     ("plumbing", &["process", "http", "shutdown", "daemon"]),
-    ("capabilities", &["job", "model", "pkgbuild", "catalog"]),
+    ("capabilities", &["job", "download", "model", "pkgbuild", "catalog"]),
     ("roles", &["keeper", "queen", "hive", "worker"]),
     // Where alone two roles meet.
     ("composition", &["serve"]),

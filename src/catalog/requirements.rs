@@ -1,6 +1,8 @@
 //! What a recipe's `makedepends` mean on a machine that is no Arch Linux: which program to look for, and how each package
 //! manager brings it.
 
+use crate::wire::{Code, Failure};
+use serde_json::json;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -74,6 +76,20 @@ pub fn missing(makedepends: &[String], find: impl Fn(Probe) -> bool) -> Vec<Miss
         .filter(|requirement| !find(requirement.probe))
         .map(|requirement| Missing { name: requirement.name.to_owned(), how: how(requirement, manager) })
         .collect()
+}
+
+/// Refuses a build for which something is missing, and says what to do about it. `env` is what the build will see.
+pub fn check(recipe: &str, makedepends: &[String], env: &[(String, String)]) -> Result<(), Failure> {
+    let env = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.into());
+    let missing = missing(makedepends, |probe| is_here(probe, env));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|missing| missing.name.as_str()).collect();
+    let how: Vec<&str> = missing.iter().map(|missing| missing.how.as_str()).collect();
+    let message =
+        format!("{recipe} needs {} to be built, which this node lacks: {}", names.join(", "), how.join("; "));
+    Err(Failure::new(Code::MissingDependencies, message).with(json!({"missing": names, "how": how})))
 }
 
 /// Of a recipe's `makedepends`, those that nobody here knows how to look for.

@@ -93,6 +93,13 @@ pub static CATALOG: Flag =
     Flag::new("catalog", Url, "URL", "the catalog of recipes to ask").says("the recipes that are built in");
 pub static CATALOG_KEY_FILE: Flag =
     Flag::new("catalog-key-file", Path, "FILE", "a file that holds the key which that catalog asks for");
+pub static TRUST: Flag = Flag::new(
+    "trust",
+    Url,
+    "URL",
+    "a server of a private network, or without encryption, that models may come from",
+)
+.many();
 pub static LISTEN_CATALOG: Flag =
     Flag::new("listen", Address, "HOST:PORT", "where to listen").many().default("127.0.0.1:8787");
 pub static RECIPES_DIR: Flag =
@@ -182,3 +189,5 @@ pub static CHAT_TEMPLATE_FILE: Flag =
 
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
+pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");
+pub static YES: Flag = Flag::new("yes", Switch, "", "do it without asking").short('y');

@@ -11,39 +11,21 @@ use crate::hive::devices;
 use crate::hive::engines::{Engines, Provenance};
 use crate::job::stream::{EventLog, Room, Step};
 use crate::job::{Context, Outcome};
-use crate::pkgbuild::{self, Declared, Ended, Order};
+use crate::pkgbuild::{self, Declared, Ended, Places};
 use crate::shutdown::Shutdown;
 use crate::wire::catalog::{CatalogEntry, InstalledWorker};
 use crate::wire::job::{JobEvent, JobId, Receipt, Terminator};
 use crate::wire::{Code, Failure};
 use serde_json::json;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Logs of builds kept on a node; the oldest go first.
-pub const BUILD_LOGS_MAX: usize = 20;
-const LOG_PREFIX: &str = "build-";
 /// What a build keeps for jobs that join it later; each of them keeps its own.
 const SHARED: Room = Room { events: 4_096, bytes: 1 << 20 };
-
-/// Where builds happen.
-#[derive(Debug, Clone)]
-pub struct Places {
-    /// A folder a build, gone with it.
-    pub work: PathBuf,
-    /// Downloads, kept between builds.
-    pub sources: PathBuf,
-    pub logs: PathBuf,
-    /// Records of the trees that builds run in.
-    pub trees: PathBuf,
-    /// This process's environment; a build gets what it may have of it.
-    pub env: Vec<(String, String)>,
-    pub rung_max: Option<String>,
-}
 
 #[derive(Debug)]
 pub struct Builds {
@@ -259,20 +241,10 @@ async fn work(
         "build",
         format!("building {} {} from {}, recipe {}", entry.id, entry.version, recipe.source, recipe.sha256),
     ));
-    forget_logs(&places.logs);
-    let order = Order {
-        recipe: entry.id.clone(),
-        pkgbuild: recipe.pkgbuild.clone(),
-        origin: Arc::new(catalog.files(&entry.id)),
-        work: places.work.join(build.id.to_string()),
-        sources: places.sources.clone(),
-        log: places.logs.join(format!("{LOG_PREFIX}{}-{}.log", entry.id, build.id)),
-        processes: places.trees.clone(),
-        shim: None,
-        env: environment(&places, entry).await,
-        trusted: catalog.trusted(),
-        rung_max: places.rung_max.clone(),
-    };
+    let origin = Arc::new(catalog.files(&entry.id));
+    let run = build.id.to_string();
+    let mut order = places.order(&entry.id, recipe.pkgbuild.clone(), origin, &run, catalog.trusted());
+    tell_generations(&mut order.env, entry).await;
     let built = match pkgbuild::build(order, &tell, &build.cancel, &build.hurry).await? {
         Ended::Built(built) => built,
         Ended::Cancelled(receipt) => return Ok(End::Cancelled(receipt)),
@@ -305,50 +277,17 @@ fn preflight(entry: &CatalogEntry, env: &[(String, String)]) -> Result<(), Failu
             ),
         ));
     }
-    let env = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.into());
-    let missing = requirements::missing(&entry.makedepends, |probe| requirements::is_here(probe, env));
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<&str> = missing.iter().map(|missing| missing.name.as_str()).collect();
-    let how: Vec<&str> = missing.iter().map(|missing| missing.how.as_str()).collect();
-    Err(Failure::new(
-        Code::MissingDependencies,
-        format!(
-            "{} needs {} to be built, which this node lacks: {}",
-            entry.id,
-            names.join(", "),
-            how.join("; ")
-        ),
-    )
-    .with(json!({"missing": names, "how": how})))
+    requirements::check(&entry.id, &entry.makedepends, env)
 }
 
-/// This process's environment, and for an engine on NVIDIA GPUs which ones there are, unless a person has said for which
-/// to build: a build cannot ask the driver, whose devices are outside its walls.
-async fn environment(places: &Places, entry: &CatalogEntry) -> Vec<(String, String)> {
+/// Tells the build of an engine on NVIDIA GPUs which ones there are, unless a person has said for which to build: a build
+/// cannot ask the driver, whose devices are outside its walls.
+async fn tell_generations(env: &mut Vec<(String, String)>, entry: &CatalogEntry) {
     const NAME: &str = "CUDAARCHS";
-    let mut env = places.env.clone();
-    if entry.worker_type == "cuda"
-        && !env.iter().any(|(name, _)| name == NAME)
-        && let Some(generations) = devices::cuda_architectures(&devices::devices().await)
-    {
-        env.push((NAME.to_owned(), generations));
+    if entry.worker_type != "cuda" || env.iter().any(|(name, _)| name == NAME) {
+        return;
     }
-    env
-}
-
-/// Room for one more log.
-fn forget_logs(folder: &Path) {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_builds =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LOG_PREFIX));
-    let age =
-        |path: &PathBuf| path.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut logs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_builds).collect();
-    logs.sort_by_key(|path| std::cmp::Reverse(age(path)));
-    for old in logs.iter().skip(BUILD_LOGS_MAX - 1) {
-        // One that cannot be removed now is tried again with the next build.
-        let _ = std::fs::remove_file(old);
+    if let Some(generations) = devices::cuda_architectures(&devices::devices().await) {
+        env.push((NAME.to_owned(), generations));
     }
 }

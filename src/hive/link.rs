@@ -1,7 +1,7 @@
 //! The hive's end of its links: one to each queen it was told of, dialled again whenever it is lost, and what goes over it
 //! unasked: telemetry, the whole state first, then what changed, at least one frame a second.
 
-use crate::hive::{Hive, Routes, devices};
+use crate::hive::{Hive, Routes, devices, models};
 use crate::http::client::Target;
 use crate::http::link::{self, Hello};
 use crate::http::{BoxError, Response};
@@ -93,9 +93,9 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
         frames.send(Bytes::from(bytes)).await.map_err(|_| TellError::Gone)
     };
     let mut workers = hive.workers.watch();
-    let mut models = hive.models_changed.subscribe();
+    let mut changed = hive.models_changed.subscribe();
     workers.borrow_and_update();
-    models.borrow_and_update();
+    changed.borrow_and_update();
     let mut known_devices = devices::devices().await;
     send(TelemetryV1::Full(HiveV1 {
         name: hive.options.name.clone(),
@@ -106,7 +106,7 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
         draining: hive.shutdown.is_draining(),
         devices: known_devices.iter().cloned().map(Into::into).collect(),
         workers: hive.workers.infos().into_iter().map(Into::into).collect(),
-        models: hive.model_names(),
+        models: models::names(hive).into_iter().map(Into::into).collect(),
     }))
     .await?;
     let mut look = tokio::time::interval_at(tokio::time::Instant::now() + DEVICES_EVERY, DEVICES_EVERY);
@@ -126,9 +126,9 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
                 workers.borrow_and_update();
                 send(TelemetryV1::Workers(hive.workers.infos().into_iter().map(Into::into).collect())).await?;
             }
-            _ = models.changed() => {
-                models.borrow_and_update();
-                send(TelemetryV1::Models(hive.model_names())).await?;
+            _ = changed.changed() => {
+                changed.borrow_and_update();
+                send(TelemetryV1::Models(models::names(hive).into_iter().map(Into::into).collect())).await?;
             }
             _ = look.tick() => {
                 let now: Vec<Device> = devices::devices().await;

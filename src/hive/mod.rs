@@ -7,6 +7,7 @@ mod devices;
 mod engines;
 mod foreign;
 mod link;
+mod models;
 mod operations;
 mod preflight;
 mod processes;
@@ -19,10 +20,10 @@ use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::job::Jobs;
 use crate::model::Store;
-use crate::process;
 use crate::shutdown::Shutdown;
-use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, ModelInfo, now_ms};
+use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
+use crate::{pkgbuild, process};
 use builds::Builds;
 use engines::Engines;
 use std::path::PathBuf;
@@ -30,7 +31,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use workers::Workers;
 
-pub use builds::Places as BuildPlaces;
 pub use routes::{Routes, TABLE};
 pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
@@ -46,7 +46,7 @@ pub struct Options {
     pub workers: WorkerSettings,
     /// Installed engines, a folder each.
     pub engines: PathBuf,
-    pub builds: BuildPlaces,
+    pub builds: pkgbuild::Places,
     pub catalog: Catalog,
 }
 
@@ -145,16 +145,5 @@ impl Hive {
                     .collect(),
             },
         }
-    }
-
-    fn model_names(&self) -> Vec<String> {
-        self.store.list().into_iter().map(|model| model.id).collect()
-    }
-
-    /// A model with the workers that hold it.
-    fn with_users(&self, mut model: ModelInfo) -> serde_json::Value {
-        let workers = self.workers.infos().into_iter().filter(|worker| worker.model == model.id);
-        model.in_use_by = workers.map(|worker| worker.worker_id).collect();
-        serde_json::to_value(model).unwrap_or_default()
     }
 }

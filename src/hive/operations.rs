@@ -3,13 +3,13 @@
 use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
-use crate::hive::{Hive, devices, processes};
+use crate::hive::{Hive, devices, models, processes};
 use crate::job::{Context, Outcome};
-use crate::model::{Fetched, Reference, Stored};
+use crate::model::Stored;
 use crate::wire::job::{JobEvent, Receipt};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use crate::wire::{Code, Failure, VERSION};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,18 +48,20 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
             hive.builds.install(&hive.catalog, &hive.engines, &worker_id, &job).await
         }
         HiveOperation::WorkerRemove { worker_id } => worker_remove(&hive, &worker_id, &job).await,
-        HiveOperation::ModelDownload { model } => model_download(&hive, &model, &job).await,
-        HiveOperation::ModelList => {
-            let models: Vec<Value> =
-                hive.store.list().into_iter().map(|model| hive.with_users(model)).collect();
-            Outcome::Done(json!({ "models": models }))
-        }
-        HiveOperation::ModelGet { id } => find(&hive, &id).map(|stored| hive.with_users(stored.info)).into(),
+        HiveOperation::ModelDownload { model } => models::download(&hive, &model, &job).await,
+        HiveOperation::ModelList => Outcome::Done(models::list(&hive)),
+        HiveOperation::ModelGet { id } => models::get(&hive, &id).into(),
+        HiveOperation::ModelRemove { id } => models::remove(&hive, &id, &job).await,
+        HiveOperation::ModelVerify { id } => models::verify(&hive, id.as_deref(), &job).await,
+        HiveOperation::ModelPrune { apply } => models::prune(&hive, apply).await,
+        HiveOperation::ModelAliasList => Outcome::Done(json!({ "aliases": hive.store.aliases() })),
+        HiveOperation::ModelAliasSet { name, model } => models::set_alias(&hive, &name, &model).into(),
+        HiveOperation::ModelAliasRemove { name } => models::remove_alias(&hive, &name).into(),
         HiveOperation::Status => Outcome::Done(json!({
             "hive": hive.info(),
             "capabilities": hive.capabilities().await,
             "workers": hive.workers.infos(),
-            "models": hive.model_names(),
+            "models": models::ids(&hive),
         })),
         HiveOperation::HiveCheck => Outcome::Done(json!({"ok": true, "version": VERSION})),
     }
@@ -67,8 +69,12 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
 
 async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) -> Outcome {
     let started = Instant::now();
-    let stored = match find(hive, &want.model) {
-        Ok(stored) => stored,
+    let cancelled =
+        |receipt| Outcome::Cancelled(Receipt { ms: started.elapsed().as_millis() as u64, ..receipt });
+    // The turn is held until the worker is known to use the model, so that nobody removes it in between.
+    let (stored, turn) = match models::ready(hive, &want.model, job).await {
+        Ok(Some(ready)) => ready,
+        Ok(None) => return cancelled(Receipt::default()),
         Err(failure) => return Outcome::Failed(failure),
     };
     want.model.clone_from(&stored.info.id);
@@ -79,6 +85,7 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
             Err(failure) => return Outcome::Failed(failure),
         },
     };
+    drop(turn);
     let ready = hive.workers.ready(&id, |event| job.emit(event), job.token()).await;
     match ready {
         Ok(Spawned::Ready(info)) => {
@@ -88,9 +95,7 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
             );
             Outcome::Done(json!(info))
         }
-        Ok(Spawned::Cancelled(receipt)) => {
-            Outcome::Cancelled(Receipt { ms: started.elapsed().as_millis() as u64, ..receipt })
-        }
+        Ok(Spawned::Cancelled(receipt)) => cancelled(receipt),
         Err(failure) => Outcome::Failed(failure),
     }
 }
@@ -183,40 +188,4 @@ async fn worker_remove(hive: &Arc<Hive>, word: &str, job: &Context) -> Outcome {
         job.narrate("remove", format!("{id} is removed, {} MiB freed", bytes.div_ceil(1 << 20)));
     }
     removal.map(|bytes| json!({"id": id, "bytes_freed": bytes})).into()
-}
-
-async fn model_download(hive: &Arc<Hive>, model: &str, job: &Context) -> Outcome {
-    let started = Instant::now();
-    let reference = match Reference::parse(model) {
-        Ok(reference) => reference,
-        Err(error) => return Outcome::Failed(error.into()),
-    };
-    let fetched = hive.store.fetch(&reference, &|event| job.emit(event), job.token()).await;
-    match fetched {
-        Ok(Fetched::Stored(stored)) => {
-            hive.models_changed.send_replace(());
-            Outcome::Done(hive.with_users(stored.info))
-        }
-        Ok(Fetched::Cancelled(receipt)) => {
-            Outcome::Cancelled(Receipt { ms: started.elapsed().as_millis() as u64, ..receipt })
-        }
-        Err(failure) => Outcome::Failed(failure),
-    }
-}
-
-/// A model of this node, by whatever a person calls it.
-fn find(hive: &Hive, name: &str) -> Result<Stored, Failure> {
-    let reference = Reference::parse(name)?;
-    hive.store.find(&reference)?.ok_or_else(|| {
-        let names = hive.model_names();
-        let known = if names.is_empty() {
-            "there is none yet".into()
-        } else {
-            format!("there are: {}", names.join(", "))
-        };
-        Failure::new(
-            Code::ModelNotFound,
-            format!("this node has no model `{name}`; {known}. Fetch it with `rbee model download {name}`"),
-        )
-    })
 }

@@ -1,7 +1,7 @@
 //! Before a worker is started: does the model fit in the device's memory, and with how many slots of how much context
 //! (B11). Pure, so that every refusal is a test.
 
-use crate::model::gguf::{Header, TensorType};
+use crate::model::gguf::Header;
 use crate::model::memory::{Shape, estimate};
 use crate::wire::fleet::Device;
 use crate::wire::operation::WorkerSpawn;
@@ -13,8 +13,6 @@ pub const SLOTS_DEFAULT: u32 = 4;
 pub const CTX_DEFAULT: u32 = 4_096;
 /// Less context than this serves nobody, so nothing is lowered below it.
 pub const CTX_MIN: u32 = 512;
-/// llama.cpp's micro-batch, which the compute buffers are sized for.
-const UBATCH: u32 = 512;
 
 /// A worker that fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +52,7 @@ pub fn plan(want: &WorkerSpawn, header: &Header, device: &Device) -> Result<Plan
 }
 
 fn needed_bytes(header: &Header, slots: u32, ctx: u32) -> u64 {
-    let kv = TensorType::by_name("f16").expect("every build knows f16");
-    let shape = Shape { slots, ctx_per_slot: ctx, kv_type_k: kv, kv_type_v: kv, ubatch: UBATCH };
-    estimate(header, &shape).total
+    estimate(header, &Shape::new(slots, ctx)).total
 }
 
 fn too_big(wished: u64, least: u64, available: u64, device: &str, header: &Header) -> Failure {
@@ -89,12 +85,9 @@ mod tests {
     fn header() -> Header {
         Header {
             architecture: "llama".into(),
-            name: None,
             parameters: 100 * MIB,
-            quantization: "Q8_0".into(),
             context_length: 2_048,
             vocabulary: 32_000,
-            chat_template: None,
             weights_bytes: 100 * MIB,
             file_bytes: 101 * MIB,
             block_count: 16,
@@ -104,9 +97,7 @@ mod tests {
             head_counts_kv: vec![16; 16],
             key_length: 64,
             value_length: 64,
-            window: None,
-            recurrent_bytes: 0,
-            split: None,
+            ..Header::default()
         }
     }
 

@@ -17,6 +17,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// How long a connection may take to come about, over all of a name's addresses.
 pub const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// Read from a connection at once; it begins small and grows with what comes.
+const READ_BUFFER_BYTES_MAX: usize = 256 << 10;
 /// The longest answer read as a whole.
 pub const ANSWER_BYTES_MAX: usize = 32 << 20;
 
@@ -134,21 +136,50 @@ impl Target {
 /// Sends one request, whose URI is a path. Dropping the answer's body ends the connection, and with it the server's work.
 pub async fn send(
     target: &Target,
-    mut request: http::Request<Body>,
+    request: http::Request<Body>,
 ) -> Result<http::Response<Incoming>, ClientError> {
-    let host = HeaderValue::from_str(&target.host_header())
-        .map_err(|_| ClientError::BadTarget(target.to_string()))?;
-    request.headers_mut().insert(HOST, host);
-    if let Some(key) = &target.key
-        && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
-    {
-        value.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, value);
+    Connection::open(target).await?.send(request).await
+}
+
+/// A connection that can be asked again when an answer was read to its end. It lasts while it or an answer's body is held.
+pub struct Connection {
+    target: Target,
+    sender: hyper::client::conn::http1::SendRequest<Body>,
+}
+
+impl Connection {
+    pub async fn open(target: &Target) -> Result<Self, ClientError> {
+        let sender = match connect(target).await? {
+            Stream::Tcp(stream) => handshake(target, stream).await,
+            Stream::Tls(stream) => handshake(target, *stream).await,
+            Stream::Unix(stream) => handshake(target, stream).await,
+        };
+        Ok(Connection { target: target.clone(), sender: sender? })
     }
-    match connect(target).await? {
-        Stream::Tcp(stream) => exchange(target, stream, request).await,
-        Stream::Tls(stream) => exchange(target, *stream, request).await,
-        Stream::Unix(stream) => exchange(target, stream, request).await,
+
+    /// Whether the server still listens, as far as that can be known without asking.
+    pub fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Asks once. The answer before has to be read to its end.
+    pub async fn send(
+        &mut self,
+        mut request: http::Request<Body>,
+    ) -> Result<http::Response<Incoming>, ClientError> {
+        let target = &self.target;
+        let host = HeaderValue::from_str(&target.host_header())
+            .map_err(|_| ClientError::BadTarget(target.to_string()))?;
+        request.headers_mut().insert(HOST, host);
+        if let Some(key) = &target.key
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
+        {
+            value.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        let asking = |e| ClientError::Exchange(target.to_string(), e);
+        self.sender.ready().await.map_err(asking)?;
+        self.sender.send_request(request).await.map_err(asking)
     }
 }
 
@@ -202,23 +233,21 @@ async fn open(target: &Target) -> Result<Stream, ClientError> {
     Err(ClientError::Connect(target.to_string(), last))
 }
 
-async fn exchange(
+async fn handshake(
     target: &Target,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: http::Request<Body>,
-) -> Result<http::Response<Incoming>, ClientError> {
-    let asking = |e| ClientError::Exchange(target.to_string(), e);
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(crate::http::server::HEAD_BYTES_MAX * 4)
+) -> Result<hyper::client::conn::http1::SendRequest<Body>, ClientError> {
+    let (sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(READ_BUFFER_BYTES_MAX)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(asking)?;
+        .map_err(|e| ClientError::Exchange(target.to_string(), e))?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to a server ended early");
         }
     });
-    sender.send_request(request).await.map_err(asking)
+    Ok(sender)
 }
 
 /// A request with no body.

@@ -52,6 +52,15 @@ impl Url {
         Url { origin: self.origin.clone(), path }
     }
 
+    /// This address with `?query`.
+    pub fn with_query(mut self, query: Option<&str>) -> Self {
+        if let Some(query) = query {
+            self.path.push('?');
+            self.path.push_str(query);
+        }
+        self
+    }
+
     /// Where a `Location` header leads from here.
     pub fn join(&self, location: &str) -> Result<Self, BadUrl> {
         if location.contains("://") {

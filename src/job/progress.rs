@@ -13,6 +13,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 pub struct Meter<'a> {
     events: Events<'a>,
+    task: &'static str,
     label: String,
     total: Option<u64>,
     told: Option<Instant>,
@@ -22,11 +23,22 @@ pub struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Bytes already there when the work starts do not count as speed.
+    /// Of a download.
     pub fn new(events: Events<'a>, label: &str, position: u64, total: Option<u64>) -> Self {
+        Meter::of("download", events, label, position, total)
+    }
+
+    /// Bytes already there when the work starts do not count as speed.
+    pub fn of(
+        task: &'static str,
+        events: Events<'a>,
+        label: &str,
+        position: u64,
+        total: Option<u64>,
+    ) -> Self {
         let start = (Instant::now(), position);
         let mut meter =
-            Meter { events, label: label.into(), total, told: None, from: start, next_from: start };
+            Meter { events, task, label: label.into(), total, told: None, from: start, next_from: start };
         meter.tell(position, start.0);
         meter
     }
@@ -52,7 +64,7 @@ impl<'a> Meter<'a> {
         let rate = (seconds > 0.0).then(|| (position - self.from.1) as f64 / seconds);
         self.told = Some(now);
         (self.events)(JobEvent::Progress {
-            task: "download".into(),
+            task: self.task.into(),
             label: self.label.clone(),
             position,
             total: self.total,

@@ -1,13 +1,13 @@
 //! Models that rbee knows by name: small files of facts under pkgbuilds/, carried in the binary.
 
-use super::digest::Digest;
+use crate::wire::digest::Digest;
 use serde::Deserialize;
 use std::sync::{Arc, OnceLock};
 
 /// The name of the model that is used when none is named.
 pub const DEFAULT: &str = "smollm2-135m-instruct";
 
-/// `(folder, text of its worker.toml)` of every model in pkgbuilds/, by build.rs.
+/// `(folder, its worker.toml, its PKGBUILD)` of every model in pkgbuilds/, by build.rs.
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/models.rs"));
 }
@@ -25,9 +25,15 @@ pub struct Recipe {
     pub context: u32,
     pub size: u64,
     pub sha256: Digest,
-    /// Where the hub has it; some models are only to be had as packages.
+    /// What the file is called, here and in the recipe's package.
+    pub file: String,
+    /// What the PKGBUILD needs; it says the same.
+    pub makedepends: Vec<String>,
+    /// Where the hub has it; some models are only to be had otherwise.
     pub hub: Option<HubFile>,
-    pub fallback: Option<Packages>,
+    /// The way that needs no hub.
+    #[serde(skip)]
+    pub pkgbuild: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -45,39 +51,15 @@ pub struct HubFile {
     pub file: String,
 }
 
-/// The same bytes inside Python packages, whose parts are joined in order.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Packages {
-    /// What the model's file is called where the hub does not name it.
-    pub file: Option<String>,
-    pub parts: Vec<Package>,
-}
-
-/// One part, or the whole.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Package {
-    /// A requirement that names one version.
-    pub pip: String,
-    /// The path inside the wheel.
-    pub member: String,
-}
-
-impl Packages {
-    /// What narration calls them.
-    pub fn label(&self) -> String {
-        match self.parts.as_slice() {
-            [whole] => format!("the Python package {}", whole.pip),
-            parts => format!("{} Python packages", parts.len()),
-        }
-    }
-}
-
 /// All models built in, by name.
 pub fn all() -> &'static [Arc<Recipe>] {
     static ALL: OnceLock<Vec<Arc<Recipe>>> = OnceLock::new();
-    ALL.get_or_init(|| embedded::RECIPES.iter().filter_map(|(folder, text)| read(folder, text)).collect())
+    ALL.get_or_init(|| {
+        embedded::RECIPES
+            .iter()
+            .filter_map(|(folder, facts, pkgbuild)| read(folder, facts, pkgbuild))
+            .collect()
+    })
 }
 
 pub fn find(name: &str) -> Option<Arc<Recipe>> {
@@ -89,9 +71,9 @@ pub fn names() -> String {
 }
 
 /// A test reads every recipe in the tree, so what fails here was changed after the tests.
-fn read(folder: &str, text: &str) -> Option<Arc<Recipe>> {
-    match toml::from_str(text) {
-        Ok(recipe) => Some(Arc::new(recipe)),
+fn read(folder: &str, facts: &str, pkgbuild: &str) -> Option<Arc<Recipe>> {
+    match toml::from_str(facts) {
+        Ok(recipe) => Some(Arc::new(Recipe { pkgbuild: pkgbuild.to_owned(), ..recipe })),
         Err(error) => {
             tracing::error!(folder, %error, "a recipe that was built in does not parse");
             None
@@ -106,13 +88,17 @@ mod tests {
     #[test]
     fn every_recipe_in_the_tree_parses_and_is_named_after_its_folder() {
         assert!(!embedded::RECIPES.is_empty());
-        for (folder, text) in embedded::RECIPES {
-            let recipe: Recipe = toml::from_str(text).unwrap_or_else(|e| panic!("{folder}: {e}"));
+        for (folder, facts, pkgbuild) in embedded::RECIPES {
+            let recipe: Recipe = toml::from_str(facts).unwrap_or_else(|e| panic!("{folder}: {e}"));
             assert_eq!(recipe.id, *folder);
             let is_commit = |c: &str| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit());
             let is_fixed = recipe.hub.as_ref().is_none_or(|hub| is_commit(&hub.revision));
             assert!(is_fixed, "{folder}: a revision that can move");
-            assert!(recipe.hub.is_some() || recipe.fallback.is_some(), "{folder}: nowhere to be had");
+            let says = |text: &str| pkgbuild.contains(text);
+            assert!(
+                says(&recipe.sha256.to_string()) && says(&recipe.file),
+                "{folder}: PKGBUILD says otherwise"
+            );
         }
         assert!(find(DEFAULT).is_some());
         assert!(find(&DEFAULT.to_uppercase()).is_some());

@@ -4,18 +4,19 @@
 //! verified again whenever they are used. What has no sum, and what is the recipe's own, is kept no longer than the build.
 //!
 //! ```text
-//!  sources/<key>-<name>             verified
-//!          <key>-<name>.part, .tag  on its way; swept when nobody went on with it for a day
-//!          <key>.git                a mirror of a repository
+//!  sources/<key>-<name>                           verified
+//!          <key>-<name>.rbee-part, .rbee-journal  on its way; swept when nobody went on with it for a day
+//!          <key>.git                              a mirror of a repository
 //! ```
 
 use super::Origin;
 use super::checksum::{self, Verdict, hex};
-use super::download::{Download, DownloadError, Limits, Part};
 use super::errand::Errands;
 use super::git;
 use super::source::{Place, Source};
 use super::trust::Trusted;
+use super::unpack::UnpackLimits;
+use crate::download::{self, Access, Download, DownloadError, Expected, JOURNAL, PART, Part, Visit};
 use crate::http::url::Url;
 use crate::job::progress::{Events, size};
 use crate::wire::job::{JobEvent, Receipt};
@@ -24,16 +25,33 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedMutexGuard;
 
 pub(super) const ACTION: &str = "sources";
 const KEY_BYTES: usize = 10;
-const PART: &str = "part";
-const TAG: &str = "tag";
+/// One source.
+const SOURCE_BYTES_MAX: u64 = 16 << 30;
 /// A part that nobody went on with for so long is removed.
 const PART_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How much one build's sources may be, and how patient to be.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub download: download::Limits,
+    pub unpacked: UnpackLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            download: download::Limits { bytes_max: SOURCE_BYTES_MAX, ..download::Limits::default() },
+            unpacked: UnpackLimits::default(),
+        }
+    }
+}
 
 /// What a fetch works with.
 pub struct FetchOrder<'a> {
@@ -181,9 +199,10 @@ impl Errand<'_> {
         // Not beside it: another source may have any name.
         let parts = self.order.work.join("parts");
         std::fs::create_dir_all(&parts).map_err(|error| writing(&parts, &error))?;
-        let mut part = self.open(&parts.join(&self.source.name)).await?;
-        self.download(url, &mut part).await?;
-        part.publish(&target).await.map_err(|error| writing(&target, &error))?;
+        let download = self.download(url);
+        let part = self.open(&download, &parts.join(&self.source.name)).await?;
+        self.run(&download, &part).await?;
+        publish(part, &target).await?;
         Ok(Kept::File(target))
     }
 
@@ -209,62 +228,70 @@ impl Errand<'_> {
                 }
             }
         }
-        let mut part = self.open(&target).await?;
+        let download = self.download(url);
+        let part = self.open(&download, &target).await?;
         loop {
-            let is_continued = part.length() > 0;
-            match is_continued {
+            match part.bytes() > 0 {
                 true => self.tell(format!("fetching the rest of {} from {url}", self.source.name)),
                 false => self.tell(format!("fetching {} from {url}", self.source.name)),
             }
-            if let Err(stop) = self.download(url, &mut part).await {
-                part.remove_if_empty().await;
+            if let Err(stop) = self.run(&download, &part).await {
+                part.remove_if_empty();
                 return Err(stop);
             }
             match self.verify(part.path()).await? {
                 Verdict::Right => break,
                 Verdict::Cancelled => return Err(cancelled()),
                 // Two parts that do not fit, perhaps: the whole may be right.
-                Verdict::Wrong(_) if part.patched => {
+                Verdict::Wrong(_) if part.is_patched.load(Ordering::Relaxed) => {
                     let message =
                         format!("the parts of {} do not make the file; fetching it again", self.source.name);
                     (self.events)(JobEvent::warn(ACTION, message));
-                    part.restart().await.map_err(|error| self.failed(&error))?;
+                    download.restart(&part).await.map_err(|error| self.failed(&error))?;
                 }
                 Verdict::Wrong(mismatch) => {
-                    part.remove().await;
+                    part.remove();
                     return Err(Failure::from(mismatch).into());
                 }
             }
         }
-        let length = part.length();
-        part.publish(&target).await.map_err(|error| writing(&target, &error))?;
+        let length = part.bytes();
+        publish(part, &target).await?;
         let kinds: Vec<_> = self.source.sums.iter().map(|sum| sum.kind().name()).collect();
         self.tell(format!("{}: {}, {} verified", self.source.name, size(length), kinds.join(" and ")));
         Ok(Kept::File(target))
     }
 
-    async fn open(&self, target: &Path) -> Result<Part, Failure> {
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{PART}"));
-        Part::open(target.with_file_name(name)).await.map_err(|error| self.failed(&error))
+    fn download(&self, url: &Url) -> Download<'_> {
+        let is_pinned = self.source.is_pinned();
+        Download {
+            visit: Visit {
+                url: url.clone(),
+                access: Access::Open,
+                reach: Arc::new(self.order.trusted.reach()),
+                may_be_plain: is_pinned,
+                cancel: self.order.errands.cancel.clone(),
+            },
+            expected: Expected { size: None, sum: None, is_checked_after: is_pinned },
+            label: &self.source.name,
+            action: ACTION,
+            has_fallback: false,
+            limits: &self.order.limits.download,
+            events: self.events,
+        }
     }
 
-    async fn download(&self, url: &Url, part: &mut Part) -> Result<(), Stop> {
-        let download = Download {
-            url,
-            label: &self.source.name,
-            is_pinned: self.source.is_pinned(),
-            trusted: self.order.trusted,
-            limits: self.order.limits,
-            events: self.events,
-            cancel: self.order.errands.cancel,
-        };
+    async fn open(&self, download: &Download<'_>, target: &Path) -> Result<Arc<Part>, Failure> {
+        download.open(target).await.map_err(|error| self.failed(&error))
+    }
+
+    async fn run(&self, download: &Download<'_>, part: &Arc<Part>) -> Result<(), Stop> {
         match download.run(part).await {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(DownloadError::Cancelled) => {
                 self.tell(format!(
                     "{} of {} are kept for the next time",
-                    size(part.length()),
+                    size(part.bytes()),
                     self.source.name
                 ));
                 Err(cancelled())
@@ -276,6 +303,12 @@ impl Errand<'_> {
     fn failed(&self, error: &DownloadError) -> Failure {
         error.failure(&self.source.name)
     }
+}
+
+async fn publish(part: Arc<Part>, target: &Path) -> Result<(), Failure> {
+    let to = target.to_owned();
+    let published = tokio::task::spawn_blocking(move || part.publish(&to)).await;
+    published.map_err(|error| Failure::internal(&error))?.map_err(|error| writing(target, &error))
 }
 
 /// Reads the file off the runtime's threads.
@@ -292,15 +325,11 @@ pub(super) fn cancelled() -> Stop {
     Stop::Cancelled(Receipt::default())
 }
 
-pub(super) fn disk_code(error: &io::Error) -> Code {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::InsufficientDisk,
-        _ => Code::Internal,
-    }
-}
-
 pub(super) fn writing(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(disk_code(error), format!("writing `{}`: {}", path.display(), failure::chain(error)))
+    Failure::new(
+        download::disk_code(error),
+        format!("writing `{}`: {}", path.display(), failure::chain(error)),
+    )
 }
 
 /// A name made of what a file is known by.
@@ -343,7 +372,7 @@ pub fn sweep(cache: &Path) {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let Ok(meta) = path.symlink_metadata() else { continue };
         let swept = match extension {
-            PART | TAG if meta.is_file() && is_old(meta.modified()) => std::fs::remove_file(&path),
+            PART | JOURNAL if meta.is_file() && is_old(meta.modified()) => std::fs::remove_file(&path),
             // A mirror that was never finished cannot be gone on with.
             git::UNFINISHED if meta.is_dir() => crate::process::remove_tree(&path).map(|_| ()),
             _ => Ok(()),

@@ -6,9 +6,9 @@
 //! address that was looked at.
 
 use super::checksum::Verdict;
-use super::download::{DownloadError, Visit};
 use super::fetch::{ACTION, FetchOrder, Fetched, Kept, Stop, cancelled, key, turn, verify, writing};
 use super::source::{Git, Reference, Remote, Source};
+use crate::download::{self, DownloadError, Visit, refusal};
 use crate::http::url::Url;
 use crate::http::{public, resolve};
 use crate::job::progress::Events;
@@ -19,6 +19,7 @@ use http::HeaderMap;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The extension of a mirror that is being made.
 pub(super) const UNFINISHED: &str = "unfinished";
@@ -225,26 +226,25 @@ impl GitErrand<'_> {
         let Remote::Http(url) = remote else {
             return Ok(Route { address: remote.address(), settings: Vec::new() });
         };
-        let visit = Visit {
-            trusted: self.order.trusted,
-            may_be_plain: !url.is_encrypted(),
-            head_max: self.order.limits.head_max,
-            cancel: self.order.errands.cancel,
-        };
         let failed = |error: DownloadError| match error {
             DownloadError::Cancelled => cancelled(),
             error => error.failure(self.name).into(),
         };
         let asked = Url::parse(&format!("{}{}{REFERENCES}", url.origin(), url.path().trim_end_matches('/')))
             .map_err(|error| Failure::invalid(failure::chain(&error)))?;
-        let (end, answer) = visit.follow(&asked, |_| HeaderMap::new()).await.map_err(failed)?;
-        let status = answer.status().as_u16();
+        let visit = Visit {
+            url: asked,
+            access: download::Access::Open,
+            reach: Arc::new(self.order.trusted.reach()),
+            may_be_plain: !url.is_encrypted(),
+            cancel: self.order.errands.cancel.clone(),
+        };
+        let patience = self.order.limits.download.head_max;
+        let answer = visit.ask("GET", |_| patience, |_| HeaderMap::new()).await.map_err(failed)?;
+        let (end, status) = (answer.url, answer.response.status().as_u16());
         let shown = format!("{}{}", url.origin(), url.path());
-        match status {
-            200 => {}
-            401 | 403 => return Err(failed(DownloadError::Denied { url: shown, status })),
-            404 | 410 => return Err(failed(DownloadError::NotThere { url: shown, status })),
-            _ => return Err(failed(DownloadError::Status { url: shown, status, retry_after: None })),
+        if status != 200 {
+            return Err(failed(refusal(url, &visit.access, status, answer.response.headers())));
         }
         let Some(path) = end.path().strip_suffix(REFERENCES) else {
             let message =
@@ -423,7 +423,7 @@ impl GitErrand<'_> {
             read: read.chain(access.read.iter().map(|path| (*path).to_owned())).collect(),
             write: access.write.iter().map(|path| (*path).to_owned()).chain([home.to_owned()]).collect(),
             network: access.network,
-            file_bytes_max: Some(self.order.limits.bytes_max),
+            file_bytes_max: Some(self.order.limits.download.bytes_max),
             memory_bytes_max: None,
         }
     }

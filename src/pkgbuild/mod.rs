@@ -12,7 +12,6 @@
 
 mod bridge;
 pub mod checksum;
-mod download;
 mod errand;
 mod execute;
 pub mod fetch;
@@ -24,6 +23,7 @@ mod metadata;
 mod mirrors;
 pub mod name;
 mod package;
+mod places;
 mod sandbox;
 pub mod source;
 mod stage;
@@ -33,13 +33,14 @@ pub mod trust;
 pub mod unpack;
 mod work;
 
-pub use download::Limits;
 pub use errand::Errands;
 pub use execute::{build, metadata};
+pub use fetch::Limits;
 pub use install::{Declared, Installed, MANIFEST};
 pub use lint::NETWORK_IN_PREPARE;
 pub use metadata::{Metadata, RecipeError, SourceArray};
 pub use package::Built;
+pub use places::{BUILD_LOGS_MAX, Places};
 pub use work::sweep_work;
 
 use crate::wire::Failure;

@@ -287,6 +287,38 @@ impl Built {
             .collect()
     }
 
+    /// Moves one file of the package to `target`, a new name on whatever disk, and tells its size and SHA-256 sum. All
+    /// else that was built is gone then.
+    pub async fn take(self, path: &str, target: &Path) -> Result<(u64, String), Failure> {
+        let Built { package, work, .. } = self;
+        let (path, target) = (path.to_owned(), target.to_owned());
+        let taken = tokio::task::spawn_blocking(move || {
+            let found = package.contents.values().find_map(|contents| {
+                let entry = contents.entries.iter().find(|entry| entry.path == path)?;
+                match &entry.kind {
+                    Kind::File { size, sha256, .. } => {
+                        Some((contents.root.join(&path), *size, sha256.clone()))
+                    }
+                    Kind::Folder | Kind::Link { .. } => None,
+                }
+            });
+            let missing = || {
+                Failure::new(
+                    Code::BuildFailed,
+                    format!("the recipe ran to its end, but its package has no file `{path}`"),
+                )
+            };
+            let (file, size, sha256) = found.ok_or_else(missing)?;
+            let moved =
+                std::fs::rename(&file, &target).or_else(|_| std::fs::copy(&file, &target).map(|_| ()));
+            moved.map_err(|error| super::work::failed("writing", &target, &error))?;
+            Ok((size, sha256))
+        });
+        let taken = taken.await.map_err(|error| Failure::internal(&error));
+        work.remove().await;
+        taken?
+    }
+
     /// Where the files of all packages lie, each below its package's name.
     pub fn folder(&self) -> &Path {
         &self.work.packages

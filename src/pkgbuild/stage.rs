@@ -2,9 +2,9 @@
 //! makepkg has the files, has links to them.
 
 use super::Order;
-use super::download::Limits;
 use super::errand::Errands;
 use super::execute::Stop;
+use super::fetch::Limits;
 use super::fetch::{self, FetchOrder};
 use super::metadata::Metadata;
 use super::source::{self, Source};

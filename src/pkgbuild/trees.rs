@@ -22,6 +22,11 @@ const TAIL_LINES_MAX: usize = 20;
 /// What the driver says when it begins a phase; a recipe that says it, too, names its own lines wrongly.
 const STARTING: (&str, &str) = ("==> Starting ", "()...");
 
+/// What makepkg's word `warning` puts before a recipe's own. Told as a warning, so that it is not lost among the compilers'.
+const WARNING: &str = "==> WARNING: ";
+/// Of one tree; what a recipe warns of beyond that is a line of its log.
+const WARNINGS_MAX: usize = 20;
+
 pub(super) struct Trees<'a> {
     order: &'a Order,
     root: PathBuf,
@@ -151,6 +156,7 @@ impl<'a> Trees<'a> {
     /// Passes on what the tree writes until it ends; the last lines.
     async fn follow(&self, tree: &Tree, is_told: bool) -> Vec<String> {
         let mut tail = VecDeque::new();
+        let mut warnings = 0;
         let Some(mut lines) = tree.lines() else { return Vec::new() };
         while let Some(output) = lines.next().await {
             let line = match output {
@@ -159,7 +165,13 @@ impl<'a> Trees<'a> {
             };
             if is_told {
                 let stream = self.stream(&line);
-                (self.tell)(JobEvent::Log { stream, line: line.clone() });
+                (self.tell)(match line.strip_prefix(WARNING).filter(|_| warnings < WARNINGS_MAX) {
+                    Some(warning) => {
+                        warnings += 1;
+                        JobEvent::warn(ACTION, format!("{stream}(): {warning}"))
+                    }
+                    None => JobEvent::Log { stream, line: line.clone() },
+                });
             }
             tail.push_back(line);
             if tail.len() > TAIL_LINES_MAX {

@@ -2,6 +2,7 @@
 //! or bytes that a sum pins. The catalog's own origin is exempt, for whoever runs one at home; tests say what else is.
 
 use super::source::{Git, Place, Remote, Source, SourceError};
+use crate::download::Reach;
 use crate::http::url::Url;
 use std::path::PathBuf;
 
@@ -37,6 +38,11 @@ impl Trusted {
 
     pub fn origin(&self, origin: &str) -> bool {
         self.origins.iter().any(|own| own == origin)
+    }
+
+    /// Where redirects may lead.
+    pub fn reach(&self) -> Reach {
+        Reach::Public(self.origins.clone())
     }
 
     fn file(&self, path: &std::path::Path) -> bool {

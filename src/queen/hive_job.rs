@@ -5,6 +5,7 @@ use crate::http::link::Caller;
 use crate::http::{client, request, sse};
 use crate::job::{Context, Outcome};
 use crate::queen::registry::{Registry, TELEMETRY_SILENCE_MAX};
+use crate::wire::fleet::{HiveInfo, ModelNames};
 use crate::wire::job::{JOB_ID_HEADER, JobAccepted, JobCancelled, JobEvent, JobId, Receipt, Terminator};
 use crate::wire::operation::HiveOperation;
 use crate::wire::{Code, Failure, failure};
@@ -123,20 +124,32 @@ impl HiveJob {
     /// moment behind. Whoever is told that the job is done must find it so.
     async fn is_told(&self, operation: &HiveOperation, result: &Value) {
         let field = |name: &str| result.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (model, worker) = match operation {
-            HiveOperation::ModelDownload { .. } => (Some(field("id")), None),
-            HiveOperation::WorkerSpawn(_) => (None, Some(field("worker_id"))),
+        let told: Box<dyn Fn(&HiveInfo) -> bool + Send + Sync> = match operation {
+            HiveOperation::ModelDownload { .. } => {
+                let id = field("id");
+                Box::new(move |hive| hive.models.contains(&id))
+            }
+            HiveOperation::ModelRemove { .. } => {
+                let id = field("id");
+                Box::new(move |hive| !hive.models.contains(&id))
+            }
+            HiveOperation::ModelAliasSet { .. } => {
+                let (name, id) = (field("name"), field("id"));
+                let has = move |model: &ModelNames| (model.id == id) == model.names.contains(&name);
+                Box::new(move |hive| hive.model_names.iter().all(&has))
+            }
+            HiveOperation::ModelAliasRemove { .. } => {
+                let name = field("name");
+                Box::new(move |hive| hive.model_names.iter().all(|model| !model.names.contains(&name)))
+            }
+            HiveOperation::WorkerSpawn(_) => {
+                let id = field("worker_id");
+                Box::new(move |hive| hive.workers.iter().any(|worker| worker.worker_id == id))
+            }
             _ => return,
         };
         let mut fleet = self.registry.watch();
-        let told = fleet.wait_for(|fleet| {
-            fleet.hives.get(&self.hive).is_none_or(|hive| {
-                model.as_ref().is_none_or(|model| hive.info.models.contains(model))
-                    && worker
-                        .as_ref()
-                        .is_none_or(|worker| hive.info.workers.iter().any(|known| known.worker_id == *worker))
-            })
-        });
+        let told = fleet.wait_for(|fleet| fleet.hives.get(&self.hive).is_none_or(|hive| told(&hive.info)));
         // A hive that falls silent now is the registry's to notice.
         let _ = tokio::time::timeout(TELEMETRY_SILENCE_MAX, told).await;
     }

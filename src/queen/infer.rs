@@ -49,14 +49,14 @@ async fn answer(
     operation: Infer,
     used: &Mutex<Option<String>>,
 ) -> Result<Value, Failure> {
+    let (path, body) = request(&operation)?;
+    queen.settled().await;
     let want = Want {
-        model: operation.model.clone(),
+        model: queen.registry.meant(&operation.model, operation.hive.as_deref()),
         hive: operation.hive.clone(),
         worker_id: operation.worker_id.clone(),
         device: operation.device.clone(),
     };
-    let (path, body) = request(&operation)?;
-    queen.settled().await;
     // A place in the dispatcher's queue is what makes a job `queued`.
     let tell = |event| match event {
         JobEvent::Narration { action, message, .. } if action == "queue" => job.waiting(message),
@@ -95,7 +95,7 @@ async fn answer(
             collected.tokens += 1;
         }
     }
-    Ok(collected.result(operation.model))
+    Ok(collected.result(want.model))
 }
 
 /// The worker's request for an operation, and its path.

@@ -39,20 +39,23 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     Ok(relay::relay(response, watcher, slot))
 }
 
-/// GET /v1/models: what is loaded or can be, without a download.
+/// GET /v1/models: what is loaded or can be, without a download, and by which aliases.
 pub fn models(queen: &Queen) -> Response {
-    reply::json(&ModelList::of(queen.registry.fleet().models()))
+    reply::json(&ModelList::of(queen.registry.fleet().models_and_aliases()))
 }
 
-/// GET /v1/models/{id}.
-pub fn model(queen: &Queen, id: &str) -> Result<Response, Failure> {
-    let known = queen.registry.fleet().models();
-    if !known.iter().any(|model| model == id) {
+/// GET /v1/models/{id}, by any name that a request may use.
+pub fn model(queen: &Queen, asked: &str) -> Result<Response, Failure> {
+    let fleet = queen.registry.fleet();
+    let known = fleet.models_and_aliases();
+    let id = fleet.meant(asked, None);
+    // An alias is listed under its own name, so that is what it answers to.
+    let Some(id) = [asked, &id].into_iter().find(|name| known.iter().any(|model| model == name)) else {
         return Err(Failure::new(
             Code::ModelNotFound,
-            format!("no node has the model `{id}`; there are: {}", known.join(", ")),
+            format!("no node has the model `{asked}`; there are: {}", known.join(", ")),
         ));
-    }
+    };
     let list = ModelList::of([id.to_owned()]);
     Ok(reply::json(&list.data[0]))
 }
@@ -114,7 +117,7 @@ impl Queen {
     /// The model a request names; where it names none and there is just one, that one.
     fn model_asked_for(&self, named: Option<String>) -> Result<String, Failure> {
         if let Some(model) = named.filter(|model| !model.is_empty()) {
-            return Ok(model);
+            return Ok(self.registry.meant(&model, None));
         }
         let mut known = self.registry.fleet().models();
         match (known.pop(), known.is_empty()) {

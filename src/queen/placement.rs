@@ -178,6 +178,7 @@ mod tests {
             devices: vec![device],
             workers,
             models: models.iter().map(|m| (*m).to_owned()).collect(),
+            model_names: Vec::new(),
             os: String::new(),
             arch: String::new(),
         }

@@ -3,6 +3,8 @@
 
 use crate::http::link::{Caller, Hello};
 use crate::http::{client, request};
+use crate::model::is_name;
+use crate::model::names::{self, Known};
 use crate::wire::codec::{Decoder, Frame, TelemetryV1};
 use crate::wire::fleet::{HiveInfo, HiveState, WorkerInfo, now_ms};
 use crate::wire::{Code, Failure};
@@ -44,7 +46,7 @@ impl Fleet {
         self.hives.values().flat_map(|hive| &hive.info.workers)
     }
 
-    /// Names a client may ask for: what is loaded or lies on a node's disk.
+    /// The models that a client may ask for, by their ids: what is loaded or lies on a node's disk.
     pub fn models(&self) -> Vec<String> {
         let on_disk = self.hives.values().flat_map(|hive| hive.info.models.iter().cloned());
         let mut models: Vec<String> =
@@ -52,6 +54,30 @@ impl Fleet {
         models.sort_unstable();
         models.dedup();
         models
+    }
+
+    /// The same, and the aliases, which clients use like models.
+    pub fn models_and_aliases(&self) -> Vec<String> {
+        let names =
+            self.hives.values().flat_map(|hive| &hive.info.model_names).flat_map(|model| &model.names);
+        let aliases = names.filter(|name| is_name(name)).cloned();
+        let mut models: Vec<String> = self.models().into_iter().chain(aliases).collect();
+        models.sort_unstable();
+        models.dedup();
+        models
+    }
+
+    /// The id of the model that a client means: on the hive it names, else on any. What nobody has keeps the name it was
+    /// asked for by.
+    pub fn meant(&self, asked: &str, hive: Option<&str>) -> String {
+        let known = |on: Option<&str>| {
+            let hives = self.hives.values().filter(move |hive| on.is_none_or(|name| name == hive.info.name));
+            let models = hives.clone().flat_map(|hive| &hive.info.model_names).map(Known::of);
+            let loaded = hives.flat_map(|hive| &hive.info.workers);
+            let loaded = loaded.map(|worker| Known { id: &worker.model, names: &[] });
+            names::meant(asked, models.chain(loaded)).first().map(|id| (*id).to_owned())
+        };
+        hive.and_then(|hive| known(Some(hive))).or_else(|| known(None)).unwrap_or_else(|| asked.to_owned())
     }
 }
 
@@ -89,6 +115,11 @@ impl Default for Registry {
 impl Registry {
     pub fn fleet(&self) -> Fleet {
         self.fleet.borrow().clone()
+    }
+
+    /// See [`Fleet::meant`].
+    pub fn meant(&self, asked: &str, hive: Option<&str>) -> String {
+        self.fleet.borrow().meant(asked, hive)
     }
 
     /// Wakes on every change.
@@ -213,7 +244,8 @@ impl Registry {
                     last_seen: now_ms(),
                     devices: full.devices.into_iter().map(Into::into).collect(),
                     workers: full.workers.into_iter().map(|worker| worker.on(&hello.hive)).collect(),
-                    models: full.models,
+                    models: full.models.iter().map(|model| model.id.clone()).collect(),
+                    model_names: full.models.into_iter().map(Into::into).collect(),
                     os: full.os,
                     arch: full.arch,
                 };
@@ -247,7 +279,10 @@ impl Registry {
                     info.workers = workers.into_iter().map(|worker| worker.on(&hello.hive)).collect();
                 }
                 TelemetryV1::Devices(devices) => info.devices = devices.into_iter().map(Into::into).collect(),
-                TelemetryV1::Models(models) => info.models = models,
+                TelemetryV1::Models(models) => {
+                    info.models = models.iter().map(|model| model.id.clone()).collect();
+                    info.model_names = models.into_iter().map(Into::into).collect();
+                }
                 TelemetryV1::Draining(draining) => {
                     info.state = if draining { HiveState::Draining } else { HiveState::Online };
                 }

@@ -2,7 +2,7 @@
 //! frozen: no field is added to them, no serde attribute that hides or flattens one is used, and golden bytes in
 //! the tests hold that. A new field means a new variant.
 
-use super::fleet::{Device, WorkerInfo, WorkerState};
+use super::fleet::{Device, ModelNames, WorkerInfo, WorkerState};
 use serde::{Deserialize, Serialize};
 
 /// The longest frame accepted. A hive with 1,000 workers needs about 200 KiB.
@@ -19,7 +19,7 @@ pub enum TelemetryV1 {
     Full(HiveV1),
     Workers(Vec<WorkerV1>),
     Devices(Vec<DeviceV1>),
-    Models(Vec<String>),
+    Models(Vec<ModelV1>),
     Draining(bool),
     Tick,
 }
@@ -34,7 +34,14 @@ pub struct HiveV1 {
     pub draining: bool,
     pub devices: Vec<DeviceV1>,
     pub workers: Vec<WorkerV1>,
-    pub models: Vec<String>,
+    pub models: Vec<ModelV1>,
+}
+
+/// A model that can be used, and the other names that a request may call it by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelV1 {
+    pub id: String,
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,6 +155,20 @@ impl From<WorkerStateV1> for WorkerState {
     }
 }
 
+impl From<ModelNames> for ModelV1 {
+    fn from(m: ModelNames) -> Self {
+        let ModelNames { id, names } = m;
+        ModelV1 { id, names }
+    }
+}
+
+impl From<ModelV1> for ModelNames {
+    fn from(m: ModelV1) -> Self {
+        let ModelV1 { id, names } = m;
+        ModelNames { id, names }
+    }
+}
+
 impl From<Device> for DeviceV1 {
     fn from(d: Device) -> Self {
         let Device { id, name, device_type, memory_bytes, memory_free_bytes, compute_capability } = d;
@@ -237,6 +258,9 @@ mod tests {
         assert_eq!(bytes[..4], (bytes.len() as u32 - 4).to_be_bytes());
         assert_eq!(bytes[4..], golden[4..]);
         assert_eq!(encode(&Frame::V1(TelemetryV1::Tick)).unwrap(), [0, 0, 0, 2, 0, 5]);
+        let model = ModelV1 { id: "tiny".into(), names: vec!["t".into()] };
+        let golden = [0, 0, 0, 11, 0, 3, 1, 4, b't', b'i', b'n', b'y', 1, 1, b't'];
+        assert_eq!(encode(&Frame::V1(TelemetryV1::Models(vec![model]))).unwrap(), golden);
     }
 
     #[test]

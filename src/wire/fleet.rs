@@ -119,6 +119,9 @@ pub struct HiveInfo {
     pub workers: Vec<WorkerInfo>,
     /// Models on that node's disk.
     pub models: Vec<String>,
+    /// The same models with their other names.
+    #[serde(default)]
+    pub model_names: Vec<ModelNames>,
     pub os: String,
     pub arch: String,
 }
@@ -137,6 +140,12 @@ pub struct ModelFile {
     pub name: String,
     pub size: u64,
     pub sha256: Option<String>,
+    /// When its bytes last had this sum; none if they were changed since.
+    #[serde(default)]
+    pub verified_at: Option<u64>,
+    /// The sum is the node's own, of the file as it was found: nobody has published one.
+    #[serde(default)]
+    pub recorded: bool,
 }
 
 /// A model on a node's disk.
@@ -156,6 +165,28 @@ pub struct ModelInfo {
     pub path: String,
     pub added_at: u64,
     pub in_use_by: Vec<String>,
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Its bytes are not those that were verified: it is not used until it was fetched again.
+    #[serde(default)]
+    pub damaged: bool,
+}
+
+/// A model that a node can use, and what else it may be asked for by: aliases first, then the hub's names of its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelNames {
+    pub id: String,
+    pub names: Vec<String>,
+}
+
+/// A name that a person has given to a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelAlias {
+    pub name: String,
+    /// What it stands for.
+    pub model: String,
+    /// The model of the node that this means now, if one does.
+    pub id: Option<String>,
 }
 
 /// GET /health.

@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod codec;
+pub mod digest;
 pub mod failure;
 pub mod fleet;
 pub mod id;

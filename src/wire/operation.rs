@@ -43,6 +43,28 @@ pub enum HiveOperation {
     ModelGet {
         id: String,
     },
+    #[serde(alias = "model_delete")]
+    ModelRemove {
+        id: String,
+    },
+    /// All of them where none is named.
+    ModelVerify {
+        #[serde(default)]
+        id: Option<String>,
+    },
+    /// Only looks where `apply` is not said.
+    ModelPrune {
+        #[serde(default)]
+        apply: bool,
+    },
+    ModelAliasList,
+    ModelAliasSet {
+        name: String,
+        model: String,
+    },
+    ModelAliasRemove {
+        name: String,
+    },
     Status,
     HiveCheck,
 }
@@ -63,6 +85,12 @@ impl HiveOperation {
         "model_download",
         "model_list",
         "model_get",
+        "model_remove",
+        "model_verify",
+        "model_prune",
+        "model_alias_list",
+        "model_alias_set",
+        "model_alias_remove",
         "status",
         "hive_check",
     ];
@@ -73,6 +101,7 @@ impl HiveOperation {
         ("worker_binary_get", "worker_installed_get"),
         ("worker_binary_delete", "worker_remove"),
         ("worker_download", "worker_install"),
+        ("model_delete", "model_remove"),
     ];
 
     /// Whether this word names an operation of a hive, today or in older clients.
@@ -96,6 +125,12 @@ impl HiveOperation {
             HiveOperation::ModelDownload { .. } => "model_download",
             HiveOperation::ModelList => "model_list",
             HiveOperation::ModelGet { .. } => "model_get",
+            HiveOperation::ModelRemove { .. } => "model_remove",
+            HiveOperation::ModelVerify { .. } => "model_verify",
+            HiveOperation::ModelPrune { .. } => "model_prune",
+            HiveOperation::ModelAliasList => "model_alias_list",
+            HiveOperation::ModelAliasSet { .. } => "model_alias_set",
+            HiveOperation::ModelAliasRemove { .. } => "model_alias_remove",
             HiveOperation::Status => "status",
             HiveOperation::HiveCheck => "hive_check",
         }
@@ -201,7 +236,7 @@ mod tests {
     fn older_names_mean_what_todays_mean() {
         for (older, today) in HiveOperation::OLDER_NAMES {
             let read = |name: &str| {
-                let value = serde_json::json!({"operation": name, "worker_id": "w"});
+                let value = serde_json::json!({"operation": name, "worker_id": "w", "id": "m"});
                 serde_json::from_value::<HiveOperation>(value).unwrap()
             };
             assert_eq!(read(older), read(today));

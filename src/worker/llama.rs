@@ -116,6 +116,41 @@ fn complaints() -> Vec<String> {
     LOG.lock().unwrap_or_else(PoisonError::into_inner).complaints.drain(..).collect()
 }
 
+/// The instruction sets that the kernels of this build use, of those that a build may choose, by ggml's names. Constants
+/// of the build: asking sets nothing up, and works on a processor that could not run the kernels.
+pub fn kernels() -> Vec<&'static str> {
+    // SAFETY: these take nothing and return a constant each.
+    #[cfg(target_arch = "x86_64")]
+    let all = unsafe {
+        [
+            ("avx", sys::ggml_cpu_has_avx()),
+            ("avx2", sys::ggml_cpu_has_avx2()),
+            ("bmi2", sys::ggml_cpu_has_bmi2()),
+            ("f16c", sys::ggml_cpu_has_f16c()),
+            ("fma", sys::ggml_cpu_has_fma()),
+            ("avx_vnni", sys::ggml_cpu_has_avx_vnni()),
+            ("avx512", sys::ggml_cpu_has_avx512()),
+            ("avx512_vbmi", sys::ggml_cpu_has_avx512_vbmi()),
+            ("avx512_vnni", sys::ggml_cpu_has_avx512_vnni()),
+            ("avx512_bf16", sys::ggml_cpu_has_avx512_bf16()),
+        ]
+    };
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    let all = unsafe {
+        [
+            ("neon", sys::ggml_cpu_has_neon()),
+            ("fp16_va", sys::ggml_cpu_has_fp16_va()),
+            ("dotprod", sys::ggml_cpu_has_dotprod()),
+            ("matmul_int8", sys::ggml_cpu_has_matmul_int8()),
+            ("sve", sys::ggml_cpu_has_sve()),
+        ]
+    };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let all: [(&str, std::ffi::c_int); 0] = [];
+    all.into_iter().filter(|(_, is_used)| *is_used != 0).map(|(name, _)| name).collect()
+}
+
 /// GPUs this build can use. Empty on the portable build.
 fn gpus() -> Vec<sys::ggml_backend_dev_t> {
     initialise();

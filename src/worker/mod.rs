@@ -48,8 +48,6 @@ pub enum WorkerError {
     TooOld(#[from] cpu::TooOld),
     #[error("{} is not a model that can be loaded", path.display())]
     Header { path: PathBuf, source: gguf::GgufError },
-    #[error("{} is part {part} of a split model; give its first part", path.display())]
-    NotFirstPart { path: PathBuf, part: u32 },
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -68,7 +66,7 @@ impl WorkerError {
     /// The stable code of what ended this worker.
     pub fn code(&self) -> Code {
         match self {
-            WorkerError::Header { .. } | WorkerError::NotFirstPart { .. } => Code::InvalidModel,
+            WorkerError::Header { .. } => Code::InvalidModel,
             WorkerError::Engine(error) => engine_code(error),
             WorkerError::TooOld(_) => Code::BackendUnavailable,
             _ => Code::Internal,
@@ -89,15 +87,18 @@ fn engine_code(error: &EngineError) -> Code {
 }
 
 /// Serves one model until the shutdown has drained. An error means that the worker could not work at all.
-pub async fn serve(options: Options, shutdown: Shutdown) -> Result<(), WorkerError> {
+pub async fn serve(mut options: Options, shutdown: Shutdown) -> Result<(), WorkerError> {
     cpu::check()?;
+    let kernels = cpu::kernels();
+    tracing::info!(used = kernels.used.join(" "), unused = kernels.unused.join(" "), "kernels");
     if let Some(fd) = options.lease_fd {
         lease::watch(fd).map_err(|source| WorkerError::Inherited { fd, source })?;
     }
     let header = gguf::inspect(&options.model)
         .map_err(|source| WorkerError::Header { path: options.model.clone(), source })?;
-    if let Some(split) = header.split.filter(|split| split.number > 0) {
-        return Err(WorkerError::NotFirstPart { path: options.model, part: split.number + 1 });
+    // Of a split model llama.cpp wants the first part, whichever was given.
+    if let Some(first) = header.parts.into_iter().next() {
+        options.model = first;
     }
     let guard = Arc::new(Guard::new(Vec::new(), options.api_key.as_deref()));
     let listeners = listeners(&options.listen, &guard)?;

@@ -1,6 +1,7 @@
 //! The worker's HTTP, in llama-server's names.
 
 use super::engine::{EngineError, Markup, Token, Vocabulary};
+use super::llama;
 use super::loading::{Load, Ready};
 use super::options::Options;
 use super::queue::Queue;
@@ -147,6 +148,7 @@ impl Shared {
             "n_vocab": ready.model.size(),
             "chat_template": ready.chat.source(),
             "build_info": format!("rbee {VERSION}"),
+            "kernels": llama::kernels(),
         })))
     }
 

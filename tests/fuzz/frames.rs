@@ -1,7 +1,9 @@
 //! Telemetry frames of the link.
 
 use super::{fuzz, pieces};
-use rbee::wire::codec::{Decoder, DeviceV1, Frame, HiveV1, TelemetryV1, WorkerStateV1, WorkerV1, encode};
+use rbee::wire::codec::{
+    Decoder, DeviceV1, Frame, HiveV1, ModelV1, TelemetryV1, WorkerStateV1, WorkerV1, encode,
+};
 
 fn samples() -> Vec<TelemetryV1> {
     let device = DeviceV1 {
@@ -27,6 +29,7 @@ fn samples() -> Vec<TelemetryV1> {
         last_used: u64::MAX,
         pinned: true,
     };
+    let model = ModelV1 { id: "hf:org/repo:Q4_K_M".into(), names: vec!["small".into(), "蜂".into()] };
     let hive = HiveV1 {
         name: "蜂".into(),
         version: "0.1.0".into(),
@@ -36,13 +39,13 @@ fn samples() -> Vec<TelemetryV1> {
         draining: false,
         devices: vec![device.clone()],
         workers: vec![worker.clone(); 3],
-        models: vec!["a".into(), "b".into()],
+        models: vec![model.clone(), ModelV1 { names: Vec::new(), ..model.clone() }],
     };
     vec![
         TelemetryV1::Full(hive),
         TelemetryV1::Workers(vec![worker]),
         TelemetryV1::Devices(vec![device]),
-        TelemetryV1::Models(vec!["m".into()]),
+        TelemetryV1::Models(vec![model]),
         TelemetryV1::Draining(true),
         TelemetryV1::Tick,
     ]

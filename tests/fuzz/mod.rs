@@ -6,6 +6,7 @@
 
 mod events;
 mod frames;
+mod headers;
 mod journals;
 mod numbers;
 mod recipes;

@@ -1,4 +1,4 @@
-//! Writes a tiny llama model with random weights: 367 tokens (3 special, 256 bytes, the chat markers, ASCII and some
+//! Writes a tiny model with random weights: 367 tokens (3 special, 256 bytes, the chat markers, ASCII and some
 //! words), two blocks, half a megabyte. The same options give the same bytes on every machine. Its answers
 //! are noise, among them invalid UTF-8, which is what tests want; and it can be broken in every way known to hurt.
 
@@ -23,10 +23,39 @@ pub struct Tiny {
     pub context: u32,
     pub seed: u64,
     pub chat_template: bool,
+    /// What kind of transformer it is.
+    pub kind: Kind,
+    /// The length of a head, where it is not the embedding's by the heads.
+    pub head: Option<u32>,
     /// Weights in F16 instead of F32.
     pub half: bool,
+    /// Weights of the blocks in Q4_0; the embedding and feed-forward lengths must be multiples of 32.
+    pub quarter: bool,
     /// The tokens that end an answer are never the likeliest: at temperature 0 an answer lasts until its limit.
     pub endless: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Llama,
+    /// Of whose experts each token passes so many.
+    Mixture {
+        experts: u32,
+        used: u32,
+    },
+    /// With windows of so many tokens in five of six blocks.
+    Gemma3 {
+        window: u32,
+    },
+}
+
+impl Kind {
+    fn architecture(self) -> &'static str {
+        match self {
+            Kind::Llama | Kind::Mixture { .. } => "llama",
+            Kind::Gemma3 { .. } => "gemma3",
+        }
+    }
 }
 
 impl Default for Tiny {
@@ -41,7 +70,10 @@ impl Default for Tiny {
             context: 2048,
             seed: 1,
             chat_template: true,
+            kind: Kind::Llama,
+            head: None,
             half: false,
+            quarter: false,
             endless: false,
         }
     }
@@ -49,6 +81,7 @@ impl Default for Tiny {
 
 /// GGUF's numbers for value types.
 mod kind {
+    pub const U16: u32 = 2;
     pub const U32: u32 = 4;
     pub const I32: u32 = 5;
     pub const F32: u32 = 6;
@@ -65,7 +98,7 @@ mod token {
     pub const BYTE: i32 = 6;
 }
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Keys {
     bytes: Vec<u8>,
     count: u64,
@@ -82,6 +115,10 @@ impl Keys {
         self.bytes.extend(kind.to_le_bytes());
         self.bytes.extend(value);
         self.count += 1;
+    }
+
+    fn short(&mut self, key: &str, n: u16) {
+        self.value(key, kind::U16, &n.to_le_bytes());
     }
 
     fn number(&mut self, key: &str, n: u32) {
@@ -129,32 +166,78 @@ impl Noise {
     }
 }
 
-#[derive(Default)]
-struct Tensors {
-    table: Vec<u8>,
-    data: Vec<u8>,
-    count: u64,
+/// Element types by GGUF's numbers.
+#[derive(Debug, Clone, Copy)]
+enum Element {
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
 }
+
+/// Elements of a Q4_0 block.
+const BLOCK: usize = 32;
+
+struct Tensor {
+    name: String,
+    shape: Vec<u32>,
+    element: Element,
+    data: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Tensors(Vec<Tensor>);
 
 impl Tensors {
     /// `shape` has the innermost dimension first, as the file has it.
-    fn add(&mut self, name: &str, shape: &[u32], half: bool, mut element: impl FnMut() -> f32) {
-        put_text(&mut self.table, name);
-        self.table.extend((shape.len() as u32).to_le_bytes());
-        for length in shape {
-            self.table.extend(u64::from(*length).to_le_bytes());
-        }
-        self.table.extend(u32::from(half).to_le_bytes());
-        self.table.extend((self.data.len() as u64).to_le_bytes());
-        for _ in 0..shape.iter().product::<u32>() {
-            match half {
-                true => self.data.extend(half_bits(element()).to_le_bytes()),
-                false => self.data.extend(element().to_le_bytes()),
+    fn add(&mut self, name: &str, shape: &[u32], kind: Element, mut element: impl FnMut() -> f32) {
+        let elements = shape.iter().product::<u32>() as usize;
+        let mut data = Vec::new();
+        match kind {
+            Element::F32 => (0..elements).for_each(|_| data.extend(element().to_le_bytes())),
+            Element::F16 => (0..elements).for_each(|_| data.extend(half_bits(element()).to_le_bytes())),
+            Element::Q4_0 => {
+                assert_eq!(shape[0] as usize % BLOCK, 0, "{name}: rows of Q4_0 are whole blocks");
+                (0..elements / BLOCK).for_each(|_| data.extend(block(&mut element)));
             }
         }
-        self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
-        self.count += 1;
+        self.0.push(Tensor { name: name.into(), shape: shape.to_vec(), element: kind, data });
     }
+}
+
+/// Q4_0: a scale, and four bits an element.
+fn block(element: &mut impl FnMut() -> f32) -> Vec<u8> {
+    let elements: Vec<f32> = (0..BLOCK).map(|_| element()).collect();
+    let widest = elements.iter().fold(0f32, |widest, x| if x.abs() > widest.abs() { *x } else { widest });
+    let scale = widest / -8.0;
+    let four_bits = |x: f32| if scale == 0.0 { 8 } else { (x / scale + 8.5).clamp(0.0, 15.0) as u8 };
+    let mut bytes = half_bits(scale).to_le_bytes().to_vec();
+    let (low, high) = elements.split_at(BLOCK / 2);
+    bytes.extend(low.iter().zip(high).map(|(low, high)| four_bits(*low) | four_bits(*high) << 4));
+    bytes
+}
+
+/// A file of these.
+fn file(keys: &Keys, tensors: &[Tensor]) -> Vec<u8> {
+    let mut file = b"GGUF".to_vec();
+    file.extend(3u32.to_le_bytes());
+    file.extend((tensors.len() as u64).to_le_bytes());
+    file.extend(keys.count.to_le_bytes());
+    file.extend(&keys.bytes);
+    let mut offset = 0;
+    for tensor in tensors {
+        put_text(&mut file, &tensor.name);
+        file.extend((tensor.shape.len() as u32).to_le_bytes());
+        tensor.shape.iter().for_each(|length| file.extend(u64::from(*length).to_le_bytes()));
+        file.extend((tensor.element as u32).to_le_bytes());
+        file.extend((offset as u64).to_le_bytes());
+        offset += tensor.data.len().next_multiple_of(ALIGNMENT);
+    }
+    for tensor in tensors {
+        file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
+        file.extend(&tensor.data);
+    }
+    file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
+    file
 }
 
 /// IEEE half precision, truncating; fine for noise within ±65504 and not subnormal.
@@ -184,41 +267,68 @@ fn vocabulary() -> Vec<(String, f32, i32)> {
 
 /// The model's bytes.
 pub fn tiny(options: &Tiny) -> Vec<u8> {
-    let tokens = vocabulary();
-    assert_eq!(tokens.len() as u32, VOCABULARY);
-    let keys = metadata(options, &tokens);
-    let tensors = weights(options);
-    let mut file = b"GGUF".to_vec();
-    file.extend(3u32.to_le_bytes());
-    file.extend(tensors.count.to_le_bytes());
-    file.extend(keys.count.to_le_bytes());
-    file.extend(keys.bytes);
-    file.extend(tensors.table);
-    file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
-    file.extend(tensors.data);
-    file
+    file(&metadata(options), &weights(options).0)
 }
 
-fn metadata(options: &Tiny, tokens: &[(String, f32, i32)]) -> Keys {
+/// The same model in parts, as `llama-gguf-split` writes them: all metadata in the first, tensors in each.
+pub fn split(options: &Tiny, count: usize) -> Vec<Vec<u8>> {
+    let tensors = weights(options).0;
+    let parts = tensors.chunks(tensors.len().div_ceil(count)).enumerate();
+    let parts: Vec<Vec<u8>> = parts
+        .map(|(number, part)| {
+            let mut keys = if number == 0 { metadata(options) } else { Keys::default() };
+            keys.short("split.no", number as u16);
+            keys.short("split.count", count as u16);
+            keys.value("split.tensors.count", kind::I32, &(tensors.len() as i32).to_le_bytes());
+            file(&keys, part)
+        })
+        .collect();
+    assert_eq!(parts.len(), count, "{} tensors do not make {count} parts", tensors.len());
+    parts
+}
+
+/// The name of a part, numbered from 0.
+pub fn part_name(model: &str, number: usize, count: usize) -> String {
+    format!("{model}-{:05}-of-{count:05}.gguf", number + 1)
+}
+
+fn metadata(options: &Tiny) -> Keys {
+    let tokens = vocabulary();
+    assert_eq!(tokens.len() as u32, VOCABULARY);
+    let head = options.head.unwrap_or(options.embedding / options.heads);
+    let architecture = options.kind.architecture();
+    let key = |suffix: &str| format!("{architecture}.{suffix}");
     let mut keys = Keys::default();
-    keys.text("general.architecture", "llama");
+    keys.text("general.architecture", architecture);
     keys.text("general.name", options.name);
     keys.text("general.description", "random weights, for tests only");
-    keys.number("general.file_type", options.half.into());
-    keys.number("llama.context_length", options.context);
-    keys.number("llama.embedding_length", options.embedding);
-    keys.number("llama.block_count", options.blocks);
-    keys.number("llama.feed_forward_length", options.feed_forward);
-    keys.number("llama.attention.head_count", options.heads);
-    keys.number("llama.attention.head_count_kv", options.heads_kv);
-    keys.real("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    keys.number("llama.rope.dimension_count", options.embedding / options.heads);
-    keys.real("llama.rope.freq_base", 10_000.0);
-    keys.number("llama.vocab_size", tokens.len() as u32);
+    keys.number("general.file_type", if options.quarter { 2 } else { options.half.into() });
+    keys.number(&key("context_length"), options.context);
+    keys.number(&key("embedding_length"), options.embedding);
+    keys.number(&key("block_count"), options.blocks);
+    keys.number(&key("feed_forward_length"), options.feed_forward);
+    keys.number(&key("attention.head_count"), options.heads);
+    keys.number(&key("attention.head_count_kv"), options.heads_kv);
+    keys.real(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+    keys.number(&key("rope.dimension_count"), head);
+    keys.real(&key("rope.freq_base"), 10_000.0);
+    keys.number(&key("vocab_size"), tokens.len() as u32);
+    if options.head.is_some() {
+        keys.number(&key("attention.key_length"), head);
+        keys.number(&key("attention.value_length"), head);
+    }
+    match options.kind {
+        Kind::Llama => {}
+        Kind::Mixture { experts, used } => {
+            keys.number(&key("expert_count"), experts);
+            keys.number(&key("expert_used_count"), used);
+        }
+        Kind::Gemma3 { window } => keys.number(&key("attention.sliding_window"), window),
+    }
     keys.text("tokenizer.ggml.model", "llama");
     keys.text("tokenizer.ggml.pre", "default");
     let (mut names, mut scores, mut types) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, score, kind) in tokens {
+    for (name, score, kind) in &tokens {
         put_text(&mut names, name);
         scores.extend(score.to_le_bytes());
         types.extend(kind.to_le_bytes());
@@ -240,32 +350,55 @@ fn metadata(options: &Tiny, tokens: &[(String, f32, i32)]) -> Keys {
 }
 
 fn weights(options: &Tiny) -> Tensors {
-    let Tiny { embedding, heads, heads_kv, feed_forward, half, .. } = *options;
-    let head = embedding / heads;
+    let Tiny { embedding, heads, heads_kv, feed_forward, .. } = *options;
+    let head = options.head.unwrap_or(embedding / heads);
+    let whole = if options.half { Element::F16 } else { Element::F32 };
+    let element = if options.quarter { Element::Q4_0 } else { whole };
     let mut tensors = Tensors::default();
     let mut noise = Noise(options.seed);
-    let mut random = |tensors: &mut Tensors, name: &str, input: u32, output: u32, scale: Option<f32>| {
-        let scale = scale.unwrap_or(1.0 / (input as f32).sqrt());
-        tensors.add(name, &[input, output], half, || noise.normal() * scale);
+    let ones = |tensors: &mut Tensors, name: &str, length: u32| {
+        tensors.add(name, &[length], Element::F32, || 1.0);
     };
-    let ones = |tensors: &mut Tensors, name: &str| tensors.add(name, &[embedding], false, || 1.0);
-    random(&mut tensors, "token_embd.weight", embedding, VOCABULARY, Some(1.0));
+    tensors.add("token_embd.weight", &[embedding, VOCABULARY], whole, || noise.normal());
     for block in 0..options.blocks {
         let name = |part: &str| format!("blk.{block}.{part}.weight");
-        ones(&mut tensors, &name("attn_norm"));
-        ones(&mut tensors, &name("ffn_norm"));
-        random(&mut tensors, &name("attn_q"), embedding, heads * head, None);
-        random(&mut tensors, &name("attn_k"), embedding, heads_kv * head, None);
-        random(&mut tensors, &name("attn_v"), embedding, heads_kv * head, None);
-        random(&mut tensors, &name("attn_output"), heads * head, embedding, None);
-        random(&mut tensors, &name("ffn_gate"), embedding, feed_forward, None);
-        random(&mut tensors, &name("ffn_up"), embedding, feed_forward, None);
-        random(&mut tensors, &name("ffn_down"), feed_forward, embedding, None);
+        let mut matrix = |tensors: &mut Tensors, part: &str, shape: &[u32]| {
+            let scale = 1.0 / (shape[0] as f32).sqrt();
+            tensors.add(&name(part), shape, element, || noise.normal() * scale);
+        };
+        ones(&mut tensors, &name("attn_norm"), embedding);
+        ones(&mut tensors, &name("ffn_norm"), embedding);
+        matrix(&mut tensors, "attn_q", &[embedding, heads * head]);
+        matrix(&mut tensors, "attn_k", &[embedding, heads_kv * head]);
+        matrix(&mut tensors, "attn_v", &[embedding, heads_kv * head]);
+        matrix(&mut tensors, "attn_output", &[heads * head, embedding]);
+        match options.kind {
+            Kind::Mixture { experts, .. } => {
+                let scale = 1.0 / (embedding as f32).sqrt();
+                // Which experts are chosen is told in whole floats.
+                matrix(&mut tensors, "ffn_gate_exps", &[embedding, feed_forward, experts]);
+                matrix(&mut tensors, "ffn_up_exps", &[embedding, feed_forward, experts]);
+                matrix(&mut tensors, "ffn_down_exps", &[feed_forward, embedding, experts]);
+                let router = &name("ffn_gate_inp");
+                tensors.add(router, &[embedding, experts], Element::F32, || noise.normal() * scale);
+            }
+            Kind::Llama | Kind::Gemma3 { .. } => {
+                matrix(&mut tensors, "ffn_gate", &[embedding, feed_forward]);
+                matrix(&mut tensors, "ffn_up", &[embedding, feed_forward]);
+                matrix(&mut tensors, "ffn_down", &[feed_forward, embedding]);
+            }
+        }
+        if matches!(options.kind, Kind::Gemma3 { .. }) {
+            ones(&mut tensors, &name("attn_q_norm"), head);
+            ones(&mut tensors, &name("attn_k_norm"), head);
+            ones(&mut tensors, &name("post_attention_norm"), embedding);
+            ones(&mut tensors, &name("post_ffw_norm"), embedding);
+        }
     }
-    ones(&mut tensors, "output_norm.weight");
+    ones(&mut tensors, "output_norm.weight", embedding);
     let scale = 1.0 / (embedding as f32).sqrt();
     let mut at = 0;
-    tensors.add("output.weight", &[embedding, VOCABULARY], half, || {
+    tensors.add("output.weight", &[embedding, VOCABULARY], whole, || {
         let token = at / embedding;
         at += 1;
         let weight = noise.normal() * scale;
@@ -315,12 +448,22 @@ pub enum Fault {
     OffsetOverlapping,
     TensorTwice,
     KeyTwice,
+    /// Aborts llama.cpp.
+    TokenTwice,
+    /// Aborts llama.cpp.
+    RotationOdd,
+    /// Aborts llama.cpp.
+    RotationTooLong,
+    /// Aborts llama.cpp.
+    VectorOfIntegers,
+    /// Aborts llama.cpp.
+    MatrixOfIntegers,
     /// A name no engine knows; the header is otherwise sound.
     UnknownArchitecture,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 36] = [
+    pub const ALL: [Fault; 41] = [
         Fault::Empty,
         Fault::Text,
         Fault::MagicOnly,
@@ -356,6 +499,11 @@ impl Fault {
         Fault::OffsetOverlapping,
         Fault::TensorTwice,
         Fault::KeyTwice,
+        Fault::TokenTwice,
+        Fault::RotationOdd,
+        Fault::RotationTooLong,
+        Fault::VectorOfIntegers,
+        Fault::MatrixOfIntegers,
         Fault::UnknownArchitecture,
     ];
 
@@ -438,6 +586,17 @@ pub fn corrupt(fault: Fault) -> Vec<u8> {
             let at = position(&file, "tokenizer.ggml.bos_token_id");
             patch(&mut file, at, b"tokenizer.ggml.eos_token_id");
         }
+        Fault::TokenTwice => {
+            let at = position(&file, "<0x41>");
+            patch(&mut file, at, b"<0x42>");
+        }
+        Fault::RotationOdd => number(&mut file, "llama.rope.dimension_count", 15),
+        Fault::RotationTooLong => number(&mut file, "llama.rope.dimension_count", 18),
+        Fault::VectorOfIntegers => {
+            let at = after(&file, "blk.0.attn_norm.weight") + 12;
+            patch(&mut file, at, &26u32.to_le_bytes());
+        }
+        Fault::MatrixOfIntegers => matrix(&mut file, 20, &26u32.to_le_bytes()),
         Fault::UnknownArchitecture => {
             // Every key that starts with it changes along.
             while let Some(at) = file.windows(6).position(|w| w == b"llama.") {

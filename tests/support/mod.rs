@@ -5,5 +5,7 @@ pub mod hub;
 pub mod models;
 pub mod node;
 pub mod pidns;
+pub mod pull;
+pub mod python;
 pub mod survivors;
 pub mod trees;

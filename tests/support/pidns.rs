@@ -18,6 +18,8 @@ const PIDS_MAX: u32 = 2000;
 /// A test that hangs fails; the namespace and all in it die with `unshare`.
 const TEST_SECONDS_MAX: u32 = 240;
 const TEST_SECONDS_MAX_OF_ALL: u32 = 1800;
+/// What makes a test repeat itself for long.
+const REPEATS: [&str; 4] = ["RBEE_KILLS", "RBEE_CUTS", "RBEE_PULLS", "RBEE_PULL_MIB"];
 const INSIDE: &str = "RBEE_TEST_IN_PIDNS";
 
 /// Who has no rights here, as a number.
@@ -78,7 +80,7 @@ fn run(module: &str, test: &str, before: &str) -> bool {
         // The shell stays as process 1 and reaps what is orphaned; `exit` keeps it from making way for its last command.
         .args(["sh", "-c", &format!("{}\n{before}\"$@\"; exit $?", limit()), "sh"])
         .arg(std::env::current_exe().expect("a test knows its executable"))
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"])
         .env(INSIDE, name)
         .stdin(Stdio::null())
         .status()
@@ -108,7 +110,8 @@ fn limit() -> String {
 }
 
 fn seconds_max() -> u32 {
-    if std::env::var_os("RBEE_KILLS").is_some() { TEST_SECONDS_MAX_OF_ALL } else { TEST_SECONDS_MAX }
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    if REPEATS.into_iter().any(is_set) { TEST_SECONDS_MAX_OF_ALL } else { TEST_SECONDS_MAX }
 }
 
 /// Since Linux 6.14 `pid_max` is the namespace's own.

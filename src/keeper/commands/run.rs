@@ -6,6 +6,7 @@ use crate::keeper::render::Render;
 use crate::keeper::server::Server;
 use crate::keeper::{KeeperError, start};
 use crate::model::Reference;
+use crate::model::names::{self, Known};
 use crate::wire::fleet::{HiveInfo, HiveState};
 use crate::wire::job::JobEvent;
 use crate::wire::openai::ChatMessage;
@@ -25,7 +26,7 @@ pub async fn run(settings: &Settings, render: &Render) -> Result<(), KeeperError
     let prompt = prompt(settings)?;
     let reference = match settings.text("model") {
         Some(name) => Reference::parse(name),
-        None => Reference::default_model(),
+        None => Ok(Reference::default_model()),
     };
     let model = reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string();
     let server = Server::of(settings)?;
@@ -48,7 +49,7 @@ async fn answer(
     prompt: String,
 ) -> Result<(), KeeperError> {
     let mut jobs = Follower::new(server, render, settings.duration("timeout"))?;
-    let has_template = provision(render, server, &mut jobs, &model).await?;
+    let (model, has_template) = provision(render, server, &mut jobs, &model).await?;
     let operation = QueenOperation::Infer(Box::new(ask(settings, model, prompt, has_template)));
     let operation = serde_json::to_value(operation).unwrap_or_default();
     let mut pauses = BUSY_PAUSES.iter();
@@ -93,13 +94,13 @@ async fn stream(render: &Render, jobs: &mut Follower<'_>, operation: &Value) -> 
     Ok(())
 }
 
-/// Has a node fetch the model unless one has it already; tells whether it has a chat template.
+/// Has a node fetch the model unless one has it already; tells its id and whether it has a chat template.
 async fn provision(
     render: &Render,
     server: &Server,
     jobs: &mut Follower<'_>,
     model: &str,
-) -> Result<bool, KeeperError> {
+) -> Result<(String, bool), KeeperError> {
     #[derive(Deserialize)]
     struct Hives {
         hives: Vec<HiveInfo>,
@@ -109,7 +110,7 @@ async fn provision(
     if let Some(name) = &server.hive_id {
         hives.retain(|hive| hive.name == *name);
     }
-    let has = |hive: &&HiveInfo| hive.models.iter().any(|known| known == model);
+    let has = |hive: &&HiveInfo| !names::meant(model, hive.model_names.iter().map(Known::of)).is_empty();
     let roomiest =
         || hives.iter().max_by_key(|hive| hive.devices.iter().map(|device| device.memory_free_bytes).max());
     let chosen = hives.iter().find(has).or_else(roomiest).map(|hive| hive.name.clone());
@@ -124,9 +125,10 @@ async fn provision(
         operation["hive_id"] = json!(name);
     }
     let info = jobs.run(&operation, &mut |_| Ok(())).await?;
-    info["chat_template"]
-        .as_bool()
-        .ok_or_else(|| Failure::new(Code::Internal, "the hive answered without the model's facts").into())
+    match (info["id"].as_str(), info["chat_template"].as_bool()) {
+        (Some(id), Some(has_template)) => Ok((id.to_owned(), has_template)),
+        _ => Err(Failure::new(Code::Internal, "the hive answered without the model's facts").into()),
+    }
 }
 
 fn ask(settings: &Settings, model: String, prompt: String, has_template: bool) -> Infer {

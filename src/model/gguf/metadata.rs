@@ -3,6 +3,7 @@
 use super::reader::Reader;
 use super::{GgufError, LAYERS_MAX};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek};
 
 const KEYS_MAX: u64 = 16 << 10;
@@ -14,14 +15,17 @@ const KEPT_BYTES_MAX: u64 = 16 << 20;
 const LIST_ITEMS_MAX: u64 = 16 << 20;
 /// Lists up to this length are kept: one number a layer is the longest that matters here.
 const LIST_KEPT_ITEMS_MAX: u64 = 2 * LAYERS_MAX;
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+/// The largest vocabularies have some 260,000.
+const TOKENS_MAX: u64 = 2 << 20;
+const TOKEN_BYTES_MAX: u64 = 1 << 20;
 const ALIGNMENT_DEFAULT: u64 = 32;
 const ALIGNMENT_MAX: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) enum Value {
-    Number(i128),
-    /// No rule needs a float's value, only that it is one.
-    Real,
+    Number(Kind, i128),
+    Real(f64),
     Text(String),
     Numbers(Vec<i128>),
     /// A list that was not kept.
@@ -35,7 +39,7 @@ pub(super) struct Metadata {
 
 /// GGUF's value types by their number in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     U8,
     I8,
     U16,
@@ -118,15 +122,28 @@ impl Metadata {
     pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Number(n)) => number(key, *n).map(Some),
+            Some(Value::Number(_, n)) => number(key, *n).map(Some),
             Some(_) => Err(bad(key, "should be a number")),
         }
+    }
+
+    pub fn real(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Real(n)) => Ok(Some(*n)),
+            Some(_) => Err(bad(key, "should be a float")),
+        }
+    }
+
+    /// Whether a key has exactly this type, which llama.cpp asserts of some.
+    pub fn is_of(&self, key: &str, kind: Kind) -> bool {
+        matches!(self.values.get(key), Some(Value::Number(told, _)) if *told == kind)
     }
 
     /// A token's id, where -1 may stand for "none" (read as `u32::MAX`).
     pub fn token(&self, key: &str) -> Result<Option<u32>, GgufError> {
         match self.values.get(key) {
-            Some(Value::Number(-1)) => Ok(Some(u32::MAX)),
+            Some(Value::Number(_, -1)) => Ok(Some(u32::MAX)),
             _ => self.u32(key),
         }
     }
@@ -144,7 +161,7 @@ impl Metadata {
     pub fn per_block(&self, key: &str, count: u32) -> Result<Option<Vec<u32>>, GgufError> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Number(n)) => Ok(Some(vec![number(key, *n)?; count as usize])),
+            Some(Value::Number(_, n)) => Ok(Some(vec![number(key, *n)?; count as usize])),
             Some(Value::Numbers(list)) if list.len() == count as usize => {
                 list.iter().map(|n| number(key, *n)).collect::<Result<_, _>>().map(Some)
             }
@@ -185,7 +202,7 @@ impl Value {
         match self {
             Value::Text(text) => text.len() as u64,
             Value::Numbers(list) => list.len() as u64 * 16,
-            Value::Number(_) | Value::Real | Value::Long(_) => 16,
+            Value::Number(..) | Value::Real(_) | Value::Long(_) => 16,
         }
     }
 
@@ -193,7 +210,7 @@ impl Value {
         match self {
             Value::Numbers(list) => Some(list.len() as u64),
             Value::Long(length) => Some(*length),
-            Value::Number(_) | Value::Real | Value::Text(_) => None,
+            Value::Number(..) | Value::Real(_) | Value::Text(_) => None,
         }
     }
 }
@@ -209,9 +226,9 @@ fn read_value<S: Read + Seek>(reader: &mut Reader<S>, key: &str, kind: Kind) -> 
             Ok(Value::Text(String::from_utf8_lossy(&text).into_owned()))
         }
         Kind::List => read_list(reader, key),
-        Kind::F32 => reader.skip(4).map(|()| Value::Real),
-        Kind::F64 => reader.skip(8).map(|()| Value::Real),
-        integer => read_integer(reader, integer).map(Value::Number),
+        Kind::F32 => Ok(Value::Real(f32::from_le_bytes(reader.bytes()?).into())),
+        Kind::F64 => Ok(Value::Real(f64::from_le_bytes(reader.bytes()?))),
+        integer => read_integer(reader, integer).map(|n| Value::Number(integer, n)),
     }
 }
 
@@ -239,6 +256,7 @@ fn read_list<S: Read + Seek>(reader: &mut Reader<S>, key: &str) -> Result<Value,
     }
     match kind {
         Kind::List => return Err(bad(key, "is a list of lists, which GGUF files do not use")),
+        Kind::Text if key == TOKENS => read_tokens(reader, length)?,
         Kind::Text => {
             for _ in 0..length {
                 reader.skip_string()?;
@@ -252,4 +270,26 @@ fn read_list<S: Read + Seek>(reader: &mut Reader<S>, key: &str) -> Result<Value,
         _ => reader.skip(length * kind.width().unwrap_or(8))?,
     }
     Ok(Value::Long(length))
+}
+
+/// llama.cpp aborts where two tokens are the same, and gives empty ones a name. Their hashes are kept while they are read.
+fn read_tokens<S: Read + Seek>(reader: &mut Reader<S>, count: u64) -> Result<(), GgufError> {
+    if count > TOKENS_MAX {
+        return Err(GgufError::Limit { what: "tokens", value: count, max: TOKENS_MAX });
+    }
+    let hash = RandomState::new();
+    let mut hashes: Vec<u64> = Vec::new();
+    let mut token = Vec::new();
+    for number in 0..count {
+        reader.string_into(&mut token, "the length of a token", TOKEN_BYTES_MAX)?;
+        if token.is_empty() {
+            token.extend(format!("[EMPTY_{number}]").bytes());
+        }
+        hashes.push(hash.hash_one(&token));
+    }
+    hashes.sort_unstable();
+    match hashes.windows(2).any(|pair| pair[0] == pair[1]) {
+        true => Err(bad(TOKENS, "has a token twice")),
+        false => Ok(()),
+    }
 }

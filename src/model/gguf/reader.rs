@@ -71,15 +71,26 @@ impl<S: Read + Seek> Reader<S> {
 
     /// A length-prefixed string of at most `max` bytes.
     pub fn string(&mut self, what: &'static str, max: u64) -> Result<Vec<u8>, GgufError> {
+        let mut buffer = Vec::new();
+        self.string_into(&mut buffer, what, max)?;
+        Ok(buffer)
+    }
+
+    /// The same, in place of what the buffer holds.
+    pub fn string_into(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        what: &'static str,
+        max: u64,
+    ) -> Result<(), GgufError> {
         let length = self.u64()?;
         if length > max {
             return Err(GgufError::Limit { what, value: length, max });
         }
         self.take(length)?;
         // At most `max`, which fits any usize in use.
-        let mut buffer = vec![0; length as usize];
-        self.fill(&mut buffer)?;
-        Ok(buffer)
+        buffer.resize(length as usize, 0);
+        self.fill(buffer)
     }
 
     pub fn skip(&mut self, count: u64) -> Result<(), GgufError> {

@@ -2,13 +2,19 @@
 
 use super::GgufError;
 use super::reader::Reader;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read, Seek};
 
 const TENSORS_MAX: u64 = 64 << 10;
 /// ggml's, with its closing zero.
 const NAME_BYTES_MAX: u64 = 63;
 const DIMENSIONS_MAX: u32 = 4;
+/// Rows that llama.cpp's reordering takes together.
+const GROUP_ROWS: u64 = 8;
+/// llama.cpp maps tensors where they lie, and aborts if one does not begin at a multiple of this.
+const MAPPED_ALIGNMENT: u64 = 32;
+const EMBEDDINGS: &str = "token_embd.weight";
+const OUTPUT: &str = "output.weight";
 
 /// A ggml element type: `block` elements take `bytes` bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,6 +68,9 @@ static TYPES: [TensorType; 35] = [
     row(42, "Q2_0", 64, 18),
 ];
 
+/// Types for counts, and those that only intermediate results have.
+const WITHOUT_KERNELS: [&str; 7] = ["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"];
+
 impl TensorType {
     pub fn by_code(code: u32) -> Option<&'static TensorType> {
         TYPES.iter().find(|t| t.code == code)
@@ -86,6 +95,11 @@ pub(super) struct Tensors {
     pub bytes: u64,
     /// Elements by type, to name a file that does not say what it is.
     pub elements_by_type: HashMap<&'static str, u64>,
+    /// Bytes by type of the matrices whose rows come in whole groups, which llama.cpp may keep a second time, reordered
+    /// for the processor.
+    pub grouped: BTreeMap<&'static str, u64>,
+    /// The same of the token embeddings, which are multiplied with only where they are the output, too.
+    pub embeddings: Option<(&'static str, u64)>,
     /// Where the last tensor ends in the file.
     pub end: u64,
 }
@@ -106,11 +120,12 @@ impl Tensors {
         let mut tensors = Tensors::default();
         let mut data_end = 0u64;
         let mut last_end = 0u64;
+        let mut unaligned = None;
         reader.part("its tensor table");
         for _ in 0..count {
             let name = String::from_utf8(reader.string("the length of a tensor's name", NAME_BYTES_MAX)?)
                 .map_err(|e| bad(&String::from_utf8_lossy(e.as_bytes()), "has a name that is not UTF-8"))?;
-            let (elements, row) = read_shape(reader, &name)?;
+            let Shape { elements, row, rows, dimensions } = Shape::read(reader, &name)?;
             let code = reader.u32()?;
             let kind = TensorType::by_code(code).ok_or_else(|| {
                 bad(&name, format!("has the unknown type {code}; a newer rbee may know it"))
@@ -121,6 +136,7 @@ impl Tensors {
                     format!("has rows of {row}, not a multiple of {}'s {}", kind.name, kind.block),
                 ));
             }
+            suits(&name, kind, dimensions, rows)?;
             let bytes = (elements / kind.block)
                 .checked_mul(kind.bytes)
                 .ok_or_else(|| bad(&name, "is too large to be real"))?;
@@ -129,24 +145,85 @@ impl Tensors {
             if offset != data_end {
                 return Err(bad(&name, format!("lies at offset {offset}, should be at {data_end}")));
             }
+            if !offset.is_multiple_of(MAPPED_ALIGNMENT) && unaligned.is_none() {
+                unaligned = Some(name.clone());
+            }
             let too_large = || bad(&name, "is too large to be real");
             last_end = data_end.checked_add(bytes).ok_or_else(too_large)?;
             data_end = last_end.checked_next_multiple_of(alignment).ok_or_else(too_large)?;
             tensors.elements = tensors.elements.checked_add(elements).ok_or_else(too_large)?;
             tensors.bytes = tensors.bytes.checked_add(bytes).ok_or_else(too_large)?;
             *tensors.elements_by_type.entry(kind.name).or_default() += elements;
+            if dimensions > 1 && rows.is_multiple_of(GROUP_ROWS) {
+                match name == EMBEDDINGS {
+                    true => tensors.embeddings = Some((kind.name, bytes)),
+                    false => *tensors.grouped.entry(kind.name).or_default() += bytes,
+                }
+            }
             if tensors.names.contains(&name) {
                 return Err(bad(&name, "is there twice"));
             }
             tensors.names.insert(name);
         }
         let data_start = reader.position().next_multiple_of(alignment);
+        let first_unaligned =
+            tensors.names.iter().next().filter(|_| !data_start.is_multiple_of(MAPPED_ALIGNMENT));
+        if let Some(name) = unaligned.as_ref().or(first_unaligned) {
+            return Err(bad(
+                name,
+                format!("does not begin at a multiple of {MAPPED_ALIGNMENT} bytes in the file"),
+            ));
+        }
+        if count == 0 {
+            // The first part of a split model may have none, and then nothing follows the header.
+            tensors.end = reader.position();
+            return Ok(tensors);
+        }
         tensors.end = data_start.checked_add(last_end).ok_or(GgufError::Limit {
             what: "bytes of tensors",
             value: last_end,
             max: u64::MAX,
         })?;
         Ok(tensors)
+    }
+
+    /// Takes in the tensors of a split model's next part. `end` stays that of the first.
+    pub fn absorb(&mut self, part: Tensors) -> Result<(), GgufError> {
+        let count = (self.names.len() + part.names.len()) as u64;
+        if count > TENSORS_MAX {
+            return Err(GgufError::Limit { what: "tensors", value: count, max: TENSORS_MAX });
+        }
+        if let Some(name) = part.names.iter().find(|name| self.names.contains(*name)) {
+            return Err(bad(name, "is in two parts"));
+        }
+        self.names.extend(part.names);
+        self.elements = self.elements.saturating_add(part.elements);
+        self.bytes = self.bytes.saturating_add(part.bytes);
+        for (kind, elements) in part.elements_by_type {
+            let all = self.elements_by_type.entry(kind).or_default();
+            *all = all.saturating_add(elements);
+        }
+        for (kind, bytes) in part.grouped {
+            let all = self.grouped.entry(kind).or_default();
+            *all = all.saturating_add(bytes);
+        }
+        self.embeddings = self.embeddings.or(part.embeddings);
+        Ok(())
+    }
+
+    /// The matrices that are multiplied with, by type; see [`Tensors::grouped`].
+    pub fn matrices(&self) -> BTreeMap<&'static str, u64> {
+        let mut matrices = self.grouped.clone();
+        if let Some((kind, bytes)) = self.embeddings.filter(|_| !self.names.contains(OUTPUT)) {
+            let all = matrices.entry(kind).or_default();
+            *all = all.saturating_add(bytes);
+        }
+        matrices
+    }
+
+    /// Whether any block has a tensor of that name.
+    pub fn any_block_has(&self, part: &str) -> bool {
+        self.names.iter().any(|name| name.strip_prefix("blk.").is_some_and(|rest| rest.contains(part)))
     }
 
     /// The blocks the tensors' names speak of: one more than the highest `blk.N.`.
@@ -160,24 +237,53 @@ impl Tensors {
     }
 }
 
-/// The number of elements and the length of a row.
-fn read_shape<S: Read + Seek>(reader: &mut Reader<S>, name: &str) -> Result<(u64, u64), GgufError> {
-    let dimensions = reader.u32()?;
-    if dimensions > DIMENSIONS_MAX {
-        return Err(bad(name, format!("has {dimensions} dimensions, over the limit of {DIMENSIONS_MAX}")));
+/// Whether there are kernels for it: llama.cpp finds out in the middle of a decode, and dies. Vectors are added to or
+/// multiplied with whole floats; for some types nothing is multiplied.
+fn suits(name: &str, kind: &TensorType, dimensions: u32, rows: u64) -> Result<(), GgufError> {
+    let is_vector = dimensions < 2 || (dimensions == 2 && rows == 1);
+    if (is_vector || name.ends_with("_norm.weight") || name.ends_with(".bias")) && kind.name != "F32" {
+        return Err(bad(name, format!("is a vector of {}, for which there are no kernels", kind.name)));
     }
-    let mut elements = 1u64;
-    let mut row = 1;
-    for i in 0..dimensions {
-        let length = reader.u64()?;
-        if i == 0 {
-            row = length;
+    // A table, not a matrix.
+    let is_table = kind.name == "I32" && name.contains("tid2eid");
+    if WITHOUT_KERNELS.contains(&kind.name) && !is_table {
+        return Err(bad(name, format!("is a matrix of {}, for which there are no kernels", kind.name)));
+    }
+    Ok(())
+}
+
+struct Shape {
+    dimensions: u32,
+    elements: u64,
+    /// The first dimension.
+    row: u64,
+    /// The second.
+    rows: u64,
+}
+
+impl Shape {
+    fn read<S: Read + Seek>(reader: &mut Reader<S>, name: &str) -> Result<Self, GgufError> {
+        let dimensions = reader.u32()?;
+        if dimensions > DIMENSIONS_MAX {
+            return Err(bad(
+                name,
+                format!("has {dimensions} dimensions, over the limit of {DIMENSIONS_MAX}"),
+            ));
         }
-        elements = match elements.checked_mul(length) {
-            Some(0) => return Err(bad(name, "has an empty dimension")),
-            Some(product) if i64::try_from(product).is_ok() => product,
-            _ => return Err(bad(name, "has dimensions too large to be real")),
-        };
+        let mut shape = Shape { dimensions, elements: 1, row: 1, rows: 1 };
+        for i in 0..dimensions {
+            let length = reader.u64()?;
+            match i {
+                0 => shape.row = length,
+                1 => shape.rows = length,
+                _ => {}
+            }
+            shape.elements = match shape.elements.checked_mul(length) {
+                Some(0) => return Err(bad(name, "has an empty dimension")),
+                Some(product) if i64::try_from(product).is_ok() => product,
+                _ => return Err(bad(name, "has dimensions too large to be real")),
+            };
+        }
+        Ok(shape)
     }
-    Ok((elements, row))
 }

@@ -111,7 +111,7 @@ async fn run(task: Task, order: &FetchOrder<'_>, events: Events<'_>) -> Result<(
         write: vec![task.into.clone()],
         network: false,
         // A source is copied, too, and what comes out of it is counted before it is written.
-        file_bytes_max: Some(order.limits.unpacked.bytes_max.saturating_add(order.limits.bytes_max)),
+        file_bytes_max: Some(order.limits.unpacked.bytes_max.saturating_add(order.limits.download.bytes_max)),
         memory_bytes_max: Some(MEMORY_BYTES_MAX),
     });
     spec.program = Some(program);
