@@ -55,7 +55,7 @@ pub async fn download(hive: &Arc<Hive>, name: &str, job: &Context) -> Outcome {
         Ok(reference) => reference,
         Err(error) => return Outcome::Failed(error.into()),
     };
-    match hive.store.fetch(&reference, &|event| job.emit(event), job.token()).await {
+    match hive.store.fetch_with(&reference, &|event| job.emit(event), job.token(), job.hurry()).await {
         Ok(Fetched::Stored(stored)) => {
             hive.models_changed.send_replace(());
             Outcome::Done(with_users(hive, stored.info))

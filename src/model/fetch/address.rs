@@ -17,7 +17,7 @@ const KEY_HEX: usize = 16;
 const NAME_OF_THE_NAMELESS: &str = "model.gguf";
 
 impl Errand<'_> {
-    pub(super) async fn from_address(&self, reference: &Reference, url: &Url) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_from_address(&self, reference: &Reference, url: &Url) -> Result<Stored, Stop> {
         // Without the query, which may be a signature for a day.
         let id = url.to_string();
         self.check_online(&id)?;

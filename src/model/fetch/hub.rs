@@ -24,7 +24,7 @@ struct Placed {
 }
 
 impl Errand<'_> {
-    pub(super) async fn from_hub(&self, asked: &HubReference) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_from_hub(&self, asked: &HubReference) -> Result<Stored, Stop> {
         let reference = Reference::Hub(asked.clone());
         let listing = match self.listing(asked).await? {
             Some(listing) => listing,

@@ -28,7 +28,7 @@ pub const FOLDER: &str = "packages";
 const PACKAGED_IN: &str = "models";
 
 impl Errand<'_> {
-    pub(super) async fn from_recipe(&self, recipe: &Recipe) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_by_recipe(&self, recipe: &Recipe) -> Result<Stored, Stop> {
         let hub = &self.store.settings.hub;
         let places = match &recipe.hub {
             Some(file) => hub.places(&file.repo, &file.revision, &file.file, &recipe.sha256.to_string()),
