@@ -132,6 +132,11 @@ Models:
                               fetch a model and check it
   model list (ls), list       the models a hive has
   model get (show), show REF  one model: architecture, size, context length, sha256, path
+  model remove (rm), rm REF   remove a model from a hive's disk
+  model verify [REF]          read a model's bytes, or those of all, and check their sums
+  model prune                 show what was left behind, and remove it
+  model alias [NAME] [REF]    give a model another name; without arguments, list them
+  model unalias NAME          take an alias away; the model stays
 
 Jobs:
   job list (ls)               jobs that run or ran
@@ -212,6 +217,9 @@ fn mistakes_are_usage_errors_with_the_nearest_word() {
         .fails(2, "did you mean `--listen`?; see `rbee help hive serve`");
     account.rbee(&["run", "--temperature", "hot"]).fails(2, "`hot` is not a number from 0 to 5");
     account.rbee(&["model", "get"]).fails(2, "REF is missing");
+    account.rbee(&["model", "rm"]).fails(2, "REF is missing");
+    account.rbee(&["rm"]).fails(2, "REF is missing");
+    account.rbee(&["model", "alias", "--remove"]).fails(2, "which alias");
     account.rbee(&["links"]).fails(2, "DIR is missing");
     account.rbee(&["worker", "serve"]).fails(2, "`--model FILE` is missing");
     account.rbee(&[]).fails(2, "Usage: rbee COMMAND");

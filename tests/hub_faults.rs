@@ -170,7 +170,7 @@ fn run(cases: Vec<Case>, with_cdn: bool) {
     // Nothing of what was refused; only what came before a connection broke.
     let mut kept = puller.kept();
     let is_begun = |case: &&Case| case.rules.iter().any(|(_, fault)| matches!(fault, Fault::CutAt(1..)));
-    for (number, _) in cases.iter().enumerate().filter(|(_, case)| is_begun(&case)) {
+    for (number, _) in cases.iter().enumerate().filter(|(_, case)| is_begun(case)) {
         kept.retain(|path| !path.starts_with(puller.folder(&repo(number))));
     }
     assert_eq!(kept, [] as [PathBuf; 0]);

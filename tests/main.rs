@@ -29,6 +29,7 @@ mod rungs;
 mod shutdown;
 mod sources;
 mod statics;
+mod store;
 mod support;
 mod tidy;
 mod walls;

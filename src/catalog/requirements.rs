@@ -29,7 +29,8 @@ pub struct Requirement {
 }
 
 const RUSTUP: &str = "install Rust with rustup: https://rustup.rs";
-const CUDA: &str = "install the CUDA toolkit: https://developer.nvidia.com/cuda-downloads";
+const CUDA: &str = "install the CUDA toolkit (https://developer.nvidia.com/cuda-downloads), \
+                    or start the hive with CUDA_HOME set to where it is";
 const XCODE: &str = "xcode-select --install";
 
 /// Two names of one package may stand here: `rust` is what Arch calls what brings cargo.

@@ -189,3 +189,5 @@ pub static CHAT_TEMPLATE_FILE: Flag =
 
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
+pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");
+pub static YES: Flag = Flag::new("yes", Switch, "", "do it without asking").short('y');

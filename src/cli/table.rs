@@ -7,6 +7,10 @@ const fn required(name: &'static str, help: &'static str) -> Positional {
     Positional { name, help, required: true, many: false }
 }
 
+const fn optional(name: &'static str, help: &'static str) -> Positional {
+    Positional { name, help, required: false, many: false }
+}
+
 /// What most commands are; entries say only what differs.
 const COMMAND: Command = Command {
     action: Action::Help,
@@ -206,6 +210,55 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Models,
         summary: "one model: architecture, size, context length, sha256, path",
         positionals: MODEL_REF,
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelRemove,
+        path: &["model", "remove"],
+        aliases: &[&["model", "rm"], &["rm"]],
+        group: Group::Models,
+        summary: "remove a model from a hive's disk",
+        details: "Refuses while a worker uses it. Bytes that another model, or another tool's snapshot in the hub's cache, \
+                  needs as well stay; so does a file of one's own, which is only forgotten.",
+        positionals: MODEL_REF,
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelVerify,
+        path: &["model", "verify"],
+        group: Group::Models,
+        summary: "read a model's bytes, or those of all, and check their sums",
+        details: "Exits 1 if any differ. A file of one's own that has no sum gets one, which the next time is checked.",
+        positionals: &[optional("REF", "which model; all without")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelPrune,
+        path: &["model", "prune"],
+        group: Group::Models,
+        summary: "show what was left behind, and remove it",
+        details: "Downloads that nobody is at, records whose files are gone, unpacked packages that no model needs. Other \
+                  tools' files in the hub's cache are not touched. Off a terminal nothing is removed without --yes.",
+        flags: &[&YES],
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelAlias,
+        path: &["model", "alias"],
+        group: Group::Models,
+        summary: "give a model another name; without arguments, list them",
+        details: "An alias can be used wherever a model is named, in API requests, too. It may stand for a model that is \
+                  fetched later. It belongs to the hive it was given to.",
+        positionals: &[optional("NAME", "the alias"), optional("REF", "what it stands for")],
+        flags: &[&REMOVE_ALIAS],
+        ..COMMAND
+    },
+    Command {
+        action: Action::ModelUnalias,
+        path: &["model", "unalias"],
+        group: Group::Models,
+        summary: "take an alias away; the model stays",
+        positionals: &[required("NAME", "the alias")],
         ..COMMAND
     },
     Command {

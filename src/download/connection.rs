@@ -344,7 +344,7 @@ impl<'a> Piece<'a> {
         let at = end - std::mem::take(&mut self.waiting_bytes) as u64;
         self.written_at = Instant::now();
         let (part, generation) = (self.shared.part.clone(), self.generation);
-        self.writing = Some(tokio::task::spawn_blocking(move || part.write(at, &pieces, generation)));
+        self.writing = Some(tokio::task::spawn_blocking(move || part.write(at, pieces, generation)));
         Ok(())
     }
 

@@ -235,12 +235,19 @@ fn follow(
     tokio::task::spawn_blocking(move || {
         let mut generation = part.generation();
         let (mut at, mut summing) = (0, Summing::new(&expected));
+        let mut buffer = Vec::new();
         loop {
-            let next = part.follow(at, generation, || stop.is_cancelled());
+            let next = part.follow(at, generation, &mut buffer, || stop.is_cancelled());
             match next.map_err(|source| part.failed(source))? {
-                Next::Bytes(bytes) => {
-                    at += bytes.len() as u64;
-                    summing.update(&bytes);
+                Next::Fresh(pieces) => {
+                    for piece in pieces {
+                        at += piece.len() as u64;
+                        summing.update(&piece);
+                    }
+                }
+                Next::Read(length) => {
+                    at += length as u64;
+                    summing.update(&buffer[..length]);
                 }
                 Next::Again(newer) => (generation, at, summing) = (newer, 0, Summing::new(&expected)),
                 Next::End => return Ok(Some(summing.sums())),

@@ -24,7 +24,9 @@ use tokio::sync::Notify;
 pub const PART: &str = "rbee-part";
 pub const JOURNAL: &str = "rbee-journal";
 /// The longest run of bytes that one line of the journal tells of: what a kill may cost a connection.
-pub const RUN_BYTES_MAX: usize = 1 << 20;
+pub const RUN_BYTES_MAX: usize = 512 << 10;
+/// Bytes that were just written and are next to be hashed, kept so that they need not be read again.
+const FRESH_BYTES_MAX: usize = 4 << 20;
 /// A terabyte in runs of a mebibyte, and then some.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 const LINE_BYTES_MAX: u64 = 4 << 10;
@@ -76,13 +78,21 @@ struct State {
     head: Head,
     plan: Plan,
     runs: BTreeMap<u64, Run>,
+    /// Written just now, by where they begin.
+    fresh: BTreeMap<u64, Vec<Bytes>>,
+    fresh_bytes: usize,
+    /// How far the follower has come.
+    followed: u64,
     /// Grows when everything starts again: what was written before counts no more.
     generation: u64,
 }
 
 /// What a follower finds next.
 pub(super) enum Next {
-    Bytes(Vec<u8>),
+    /// As they came.
+    Fresh(Vec<Bytes>),
+    /// Read from the file: so many, in the buffer.
+    Read(usize),
     /// Everything starts again.
     Again(u64),
     End,
@@ -133,7 +143,16 @@ impl Part {
         let is_new = is_other || is_unknown || head.size != plan.total;
         head.size = plan.total;
         let received = AtomicU64::new(plan.bytes());
-        let state = State { journal, head, plan, runs: kept, generation: 0 };
+        let state = State {
+            journal,
+            head,
+            plan,
+            runs: kept,
+            fresh: BTreeMap::new(),
+            fresh_bytes: 0,
+            followed: 0,
+            generation: 0,
+        };
         let part = Part {
             path,
             file,
@@ -214,19 +233,24 @@ impl Part {
     }
 
     /// Writes a run of bytes. Blocks. Bytes of an earlier beginning are dropped.
-    pub(super) fn write(&self, at: u64, bytes: &[Bytes], generation: u64) -> Result<(), DownloadError> {
+    pub(super) fn write(&self, at: u64, bytes: Vec<Bytes>, generation: u64) -> Result<(), DownloadError> {
         let mut crc = crc32fast::Hasher::new();
         let mut length = 0u64;
-        for piece in bytes {
+        for piece in &bytes {
             crc.update(piece);
             length += piece.len() as u64;
         }
-        write_at(&self.file, at, bytes).map_err(|source| self.failed(source))?;
+        write_at(&self.file, at, &bytes).map_err(|source| self.failed(source))?;
         let run = Run { at, length: length as u32, crc: crc.finalize() };
         let mut state = self.state();
         if state.generation == generation && state.plan.add(at..at + length) {
             state.runs.insert(at, run);
             self.note(&mut state, &Line::Run(run))?;
+            let is_next = at >= state.followed && at - state.followed < FRESH_BYTES_MAX as u64;
+            if is_next && state.fresh_bytes + length as usize <= FRESH_BYTES_MAX {
+                state.fresh_bytes += length as usize;
+                state.fresh.insert(at, bytes);
+            }
             self.grown.notify_all();
         }
         Ok(())
@@ -243,9 +267,11 @@ impl Part {
         &self,
         at: u64,
         generation: u64,
+        buffer: &mut Vec<u8>,
         is_cancelled: impl Fn() -> bool,
     ) -> io::Result<Next> {
         let mut state = self.state();
+        state.followed = at;
         loop {
             if state.generation != generation {
                 return Ok(Next::Again(state.generation));
@@ -253,12 +279,19 @@ impl Part {
             if state.plan.total == Some(at) {
                 return Ok(Next::End);
             }
+            if let Some(bytes) = state.fresh.remove(&at) {
+                state.fresh_bytes -= bytes.iter().map(Bytes::len).sum::<usize>();
+                return Ok(Next::Fresh(bytes));
+            }
             if let Some(run) = state.runs.get(&at).copied() {
                 drop(state);
-                let mut bytes = vec![0; run.length as usize];
-                let read = read_at(&self.file, at, &mut bytes)?;
-                if read == bytes.len() && crc32fast::hash(&bytes) == run.crc {
-                    return Ok(Next::Bytes(bytes));
+                let length = run.length as usize;
+                if buffer.len() < length {
+                    buffer.resize(length, 0);
+                }
+                let read = read_at(&self.file, at, &mut buffer[..length])?;
+                if read == length && crc32fast::hash(&buffer[..length]) == run.crc {
+                    return Ok(Next::Read(length));
                 }
                 state = self.state();
                 if state.generation == generation && state.runs.get(&at) == Some(&run) {
@@ -282,6 +315,8 @@ impl Part {
         let mut state = self.state();
         state.generation += 1;
         state.runs.clear();
+        state.fresh.clear();
+        (state.fresh_bytes, state.followed) = (0, 0);
         let size = state.head.size;
         state.plan = Plan::new(size);
         state.head.tag = None;
@@ -451,10 +486,11 @@ mod tests {
     }
 
     fn all(part: &Part) -> (Vec<u8>, Next) {
-        let mut whole = Vec::new();
+        let (mut whole, mut buffer) = (Vec::new(), Vec::new());
         loop {
-            match part.follow(whole.len() as u64, part.generation(), || true).unwrap() {
-                Next::Bytes(more) => whole.extend(more),
+            match part.follow(whole.len() as u64, part.generation(), &mut buffer, || true).unwrap() {
+                Next::Fresh(more) => whole.extend(more.concat()),
+                Next::Read(length) => whole.extend(&buffer[..length]),
                 other => return (whole, other),
             }
         }
@@ -464,14 +500,14 @@ mod tests {
     fn bytes_in_any_order_are_followed_in_theirs_and_survive_a_new_beginning() {
         let folder = tempfile::tempdir().unwrap();
         let part = open(folder.path());
-        part.write(50, &bytes(50..100), 0).unwrap();
+        part.write(50, bytes(50..100), 0).unwrap();
         assert!(matches!(all(&part), (have, Next::Cancelled) if have.is_empty()));
-        part.write(0, &bytes(0..20), 0).unwrap();
+        part.write(0, bytes(0..20), 0).unwrap();
         drop(part);
         let part = open(folder.path());
         assert_eq!((part.bytes(), bytes_of(&folder.path().join("m"))), (70, 70));
         assert_eq!(part.plan(|plan| plan.claim(100)).unwrap().1, 20..50);
-        part.write(20, &bytes(20..50), 0).unwrap();
+        part.write(20, bytes(20..50), 0).unwrap();
         assert!(matches!(all(&part), (have, Next::End) if have == (0..100).collect::<Vec<u8>>()));
         part.publish(&folder.path().join("m")).unwrap();
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
@@ -481,8 +517,8 @@ mod tests {
     fn what_the_disk_lost_and_a_torn_line_are_fetched_again() {
         let folder = tempfile::tempdir().unwrap();
         let part = open(folder.path());
-        part.write(0, &bytes(0..50), 0).unwrap();
-        part.write(50, &bytes(50..100), 0).unwrap();
+        part.write(0, bytes(0..50), 0).unwrap();
+        part.write(50, bytes(50..100), 0).unwrap();
         write_at(&part.file, 3, &bytes(7..8)).unwrap();
         let journal = journal_of(part.path());
         drop(part);
@@ -499,15 +535,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let part = open(folder.path());
         assert!(matches!(Part::open(&folder.path().join("m"), None, true), Err(DownloadError::Busy(_))));
-        part.write(0, &bytes(0..50), 0).unwrap();
+        part.write(0, bytes(0..50), 0).unwrap();
         part.restart().unwrap();
-        part.write(0, &bytes(0..50), 0).unwrap();
+        part.write(0, bytes(0..50), 0).unwrap();
         assert_eq!(part.bytes(), 0, "a late write of the first beginning");
-        part.write(0, &bytes(0..50), 1).unwrap();
+        part.write(0, bytes(0..50), 1).unwrap();
         drop(part);
         assert_eq!(Part::open(&folder.path().join("m"), Some(SIZE + 1), true).unwrap().bytes(), 0);
         let part = open(folder.path());
-        part.write(0, &bytes(0..50), 0).unwrap();
+        part.write(0, bytes(0..50), 0).unwrap();
         drop(part);
         assert_eq!(
             Part::open(&folder.path().join("m"), None, false).unwrap().bytes(),

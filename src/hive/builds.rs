@@ -7,6 +7,7 @@
 //! ```
 
 use crate::catalog::{Catalog, requirements, worker_id};
+use crate::hive::devices;
 use crate::hive::engines::{Engines, Provenance};
 use crate::job::stream::{EventLog, Room, Step};
 use crate::job::{Context, Outcome};
@@ -242,7 +243,8 @@ async fn work(
     ));
     let origin = Arc::new(catalog.files(&entry.id));
     let run = build.id.to_string();
-    let order = places.order(&entry.id, recipe.pkgbuild.clone(), origin, &run, catalog.trusted());
+    let mut order = places.order(&entry.id, recipe.pkgbuild.clone(), origin, &run, catalog.trusted());
+    tell_generations(&mut order.env, entry).await;
     let built = match pkgbuild::build(order, &tell, &build.cancel, &build.hurry).await? {
         Ended::Built(built) => built,
         Ended::Cancelled(receipt) => return Ok(End::Cancelled(receipt)),
@@ -276,4 +278,16 @@ fn preflight(entry: &CatalogEntry, env: &[(String, String)]) -> Result<(), Failu
         ));
     }
     requirements::check(&entry.id, &entry.makedepends, env)
+}
+
+/// Tells the build of an engine on NVIDIA GPUs which ones there are, unless a person has said for which to build: a build
+/// cannot ask the driver, whose devices are outside its walls.
+async fn tell_generations(env: &mut Vec<(String, String)>, entry: &CatalogEntry) {
+    const NAME: &str = "CUDAARCHS";
+    if entry.worker_type != "cuda" || env.iter().any(|(name, _)| name == NAME) {
+        return;
+    }
+    if let Some(generations) = devices::cuda_architectures(&devices::devices().await) {
+        env.push((NAME.to_owned(), generations));
+    }
 }

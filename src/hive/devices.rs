@@ -2,6 +2,7 @@
 //! library loaded into this process: a static program cannot load a driver, and a driver's crash must not be ours.
 
 use crate::wire::fleet::Device;
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -170,6 +171,18 @@ fn parse_nvidia(text: &str) -> Vec<Device> {
     text.lines().filter_map(device).take(GPUS_MAX).collect()
 }
 
+/// The generations of the NVIDIA GPUs among `devices`, as cmake has them in CUDAARCHS: `86-real;90-real`.
+pub fn cuda_architectures(devices: &[Device]) -> Option<String> {
+    let generation = |device: &Device| {
+        let (major, minor) = device.compute_capability.as_deref()?.split_once('.')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    let generations: BTreeSet<_> = devices.iter().filter_map(generation).collect();
+    let words: Vec<String> =
+        generations.iter().map(|(major, minor)| format!("{major}{minor}-real")).collect();
+    (!words.is_empty()).then(|| words.join(";"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +201,15 @@ mod tests {
         assert_eq!(devices.len(), 1);
         assert_eq!((devices[0].id.as_str(), devices[0].memory_bytes), ("GPU-0", 24_564 << 20));
         assert_eq!(devices[0].compute_capability.as_deref(), Some("8.9"));
+    }
+
+    #[test]
+    fn a_build_is_told_each_generation_once_and_nothing_where_none_is_known() {
+        let gpu = |index: u32, capability: &str| format!("{index}, NVIDIA, 24564, 23000, {capability}\n");
+        let told = |text: String| cuda_architectures(&parse_nvidia(&text));
+        let mixed = [gpu(0, "12.0"), gpu(1, "8.6"), gpu(2, "12.0"), gpu(3, "[N/A]")].concat();
+        assert_eq!(told(mixed).as_deref(), Some("86-real;120-real"));
+        assert_eq!(told(gpu(0, "[N/A]")), None);
+        assert_eq!(cuda_architectures(&[cpu()]), None);
     }
 }

@@ -52,10 +52,10 @@ pub fn get(hive: &Hive, name: &str) -> Result<Value, Failure> {
 pub async fn download(hive: &Arc<Hive>, name: &str, job: &Context) -> Outcome {
     let started = Instant::now();
     let reference = match Reference::parse(name) {
-        Ok(reference) => hive.store.unaliased(reference),
+        Ok(reference) => reference,
         Err(error) => return Outcome::Failed(error.into()),
     };
-    match hive.store.fetch(&reference, &|event| job.emit(event), job.token()).await {
+    match hive.store.fetch_with(&reference, &|event| job.emit(event), job.token(), job.hurry()).await {
         Ok(Fetched::Stored(stored)) => {
             hive.models_changed.send_replace(());
             Outcome::Done(with_users(hive, stored.info))
@@ -70,7 +70,7 @@ pub async fn ready(hive: &Hive, name: &str, job: &Context) -> Result<Option<(Box
     let reference = Reference::parse(name)?;
     let id = hive.store.facts(&reference).ok_or_else(|| not_here(hive, name))?.id;
     let Some(turn) = take_turn(hive, &id, job).await else { return Ok(None) };
-    let ready = hive.store.ready(&Reference::parse(&id)?, &|event| job.emit(event), job.token()).await;
+    let ready = hive.store.ready(&Reference::read(&id)?, &|event| job.emit(event), job.token()).await;
     if matches!(&ready, Err(failure) if failure.code == Code::ChecksumMismatch) {
         hive.models_changed.send_replace(());
     }

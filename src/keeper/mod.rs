@@ -83,7 +83,9 @@ pub async fn run(settings: &Settings) -> Exit {
 }
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    use commands::{daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers};
+    use commands::{
+        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
+    };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
         Action::Status => status::status(settings, render).await,
@@ -107,6 +109,11 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::ModelDownload => models::download(settings, render).await,
         Action::ModelList => models::list(settings, render).await,
         Action::ModelGet => models::get(settings, render).await,
+        Action::ModelRemove => models::remove(settings, render).await,
+        Action::ModelVerify => models::verify(settings, render).await,
+        Action::ModelPrune => models::prune(settings, render).await,
+        Action::ModelAlias => aliases::alias(settings, render).await,
+        Action::ModelUnalias => aliases::remove(settings, render).await,
         Action::JobList => jobs::list(settings, render).await,
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,

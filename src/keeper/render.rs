@@ -61,6 +61,12 @@ impl Render {
         }
     }
 
+    /// A question, with the cursor behind it. Asked of one who wants no narration, too.
+    pub fn question(&self, text: &str) {
+        self.clear();
+        self.draw(text);
+    }
+
     pub fn error(&self, message: &str) {
         let mark = if self.colour { "\u{1b}[31merror:\u{1b}[0m" } else { "error:" };
         self.stderr(&format!("{mark} {}", printable(message)));

@@ -18,8 +18,8 @@ const UBATCH_DEFAULT: u32 = 512;
 const TOKEN_BYTES: u64 = 192;
 /// Copies of a row of logits that choosing a token takes, a slot.
 const LOGITS_COPIES: u64 = 2;
-/// The program, its threads, the graph's nodes.
-const FIXED_BYTES: u64 = 24 << 20;
+/// The program, its threads, the graph's nodes: 15 to 25 MiB seen, more of it where the program is not optimised.
+const FIXED_BYTES: u64 = 32 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
@@ -194,7 +194,9 @@ mod tests {
         gemma3.vocabulary = 262_144;
         let blocks = (0..18).map(|block| block % 6 < 5).collect();
         gemma3.window = Some(Window { tokens: 512, blocks, key_length: 256, value_length: 256 });
-        let measured: [(&Header, [u32; 3], &str, bool, f64, f64); 14] = [
+        /// Slots, context, micro-batch; cache type, flash attention; what was said.
+        type Case<'h> = (&'h Header, [u32; 3], &'h str, bool, f64, f64);
+        let measured: [Case<'_>; 14] = [
             (&smollm2, [1, 512, 512], "f16", true, 11.25, 15.14),
             (&smollm2, [4, 4096, 512], "f16", true, 360.0, 18.64),
             (&smollm2, [4, 4096, 128], "f16", true, 360.0, 4.66),

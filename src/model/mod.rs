@@ -29,6 +29,6 @@ pub use hub::{Hub, HubError};
 pub use recipe::{HubFile, Kind, Recipe};
 pub use reference::{HubReference, Pick, Reference, ReferenceError, Repo, is_name};
 pub use store::{
-    FileVerdict, Leftover, ModelVerdict, New, NewFile, Pruned, Removal, Settings, Store, StoreError, Stored,
-    Turn, Verdict, Verified,
+    FileVerdict, Leftover, ModelVerdict, New, NewFile, PruneKind, Pruned, Removal, Settings, Store,
+    StoreError, Stored, Turn, Verdict, Verified,
 };

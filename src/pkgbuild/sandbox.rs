@@ -73,7 +73,7 @@ const ETC_NETWORK: [&str; 9] = [
 /// A package index' certificates, on other systems than Debian.
 const CERTIFICATES: [&str; 3] = ["/etc/pki/tls", "/etc/pki/ca-trust/extracted", "/etc/ssl/cert.pem"];
 /// Passed on in all phases: which tools and where, never a secret.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "LANG",
     "LANGUAGE",
     "TZ",
@@ -86,6 +86,7 @@ const NAMES: [&str; 30] = [
     "CUDA_HOME",
     "CUDA_PATH",
     "CUDACXX",
+    "CUDAARCHS",
     "CUDAHOSTCXX",
     "NVCC_PREPEND_FLAGS",
     "LIBCLANG_PATH",

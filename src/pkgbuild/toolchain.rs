@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Beside a folder of programs under a home: what the programs in it load.
 const BESIDE_PROGRAMS: [&str; 4] = ["lib", "lib64", "libexec", "include"];
+/// Beside the compiler of CUDA besides: what it runs, and what it compiles and links against.
+const BESIDE_NVCC: [&str; 2] = ["nvvm", "targets"];
 /// Programs in such a folder are scripts that ask a version manager, whose folder is the parent.
 const SHIMS: &str = "shims";
 
@@ -56,7 +58,9 @@ fn needed_by(folder: &Path) -> Vec<PathBuf> {
         if folder.ends_with(SHIMS) {
             needed.push(parent.to_owned());
         }
-        needed.extend(BESIDE_PROGRAMS.iter().map(|name| parent.join(name)).filter(|path| path.is_dir()));
+        let more: &[&str] = if folder.join("nvcc").exists() { &BESIDE_NVCC } else { &[] };
+        let beside = BESIDE_PROGRAMS.iter().chain(more).map(|name| parent.join(name));
+        needed.extend(beside.filter(|path| path.is_dir()));
     }
     needed
 }
@@ -122,5 +126,21 @@ mod tests {
         let found = folders(&given(&[("PATH", Path::new(&path)), ("HOME", &home)]));
         assert!(found.read.contains(&home.join(".pyenv")));
         assert!(found.read.contains(&home.join(".local/bin")) && !found.read.contains(&home.join(".local")));
+    }
+
+    #[test]
+    fn the_compiler_of_cuda_runs_from_wherever_the_path_has_it() {
+        let place = tempfile::tempdir().unwrap();
+        let toolkit = place.path().canonicalize().unwrap().join("toolkit");
+        for name in ["bin", "nvvm", "targets", "include"] {
+            std::fs::create_dir_all(toolkit.join(name)).unwrap();
+        }
+        let read = || folders(&given(&[("PATH", &toolkit.join("bin"))])).read;
+        assert!(!read().contains(&toolkit.join("nvvm")), "another program's neighbours are not its own");
+        std::fs::write(toolkit.join("bin/nvcc"), "").unwrap();
+        let read = read();
+        for name in ["bin", "nvvm", "targets", "include"] {
+            assert!(read.contains(&toolkit.join(name)), "{name}");
+        }
     }
 }

@@ -14,10 +14,6 @@ fn samples() -> Vec<TelemetryV1> {
         memory_free_bytes: 40 << 30,
         compute_capability: Some("9.0".into()),
     };
-    let model = |id: &str, names: &[&str]| ModelV1 {
-        id: id.into(),
-        names: names.iter().map(|name| (*name).into()).collect(),
-    };
     let worker = WorkerV1 {
         worker_id: "w1".into(),
         state: WorkerStateV1::Busy,
@@ -33,6 +29,7 @@ fn samples() -> Vec<TelemetryV1> {
         last_used: u64::MAX,
         pinned: true,
     };
+    let model = ModelV1 { id: "hf:org/repo:Q4_K_M".into(), names: vec!["small".into(), "蜂".into()] };
     let hive = HiveV1 {
         name: "蜂".into(),
         version: "0.1.0".into(),
@@ -42,13 +39,13 @@ fn samples() -> Vec<TelemetryV1> {
         draining: false,
         devices: vec![device.clone()],
         workers: vec![worker.clone(); 3],
-        models: vec![model("a", &[]), model("b", &["small"])],
+        models: vec![model.clone(), ModelV1 { names: Vec::new(), ..model.clone() }],
     };
     vec![
         TelemetryV1::Full(hive),
         TelemetryV1::Workers(vec![worker]),
         TelemetryV1::Devices(vec![device]),
-        TelemetryV1::Models(vec![model("m", &["x"])]),
+        TelemetryV1::Models(vec![model]),
         TelemetryV1::Draining(true),
         TelemetryV1::Tick,
     ]

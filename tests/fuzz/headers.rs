@@ -308,7 +308,7 @@ fn mutated_headers_are_read_soon_in_little_memory_and_llama_cpp_dies_of_none_tha
             }
         }
     }
-    let grown = peak_bytes() - before;
+    let grown = peak_bytes().saturating_sub(before);
     println!(
         "GGUF headers: seed {seed}, {runs} runs in {:?}, the slowest {slowest:?}, {} KiB more at the peak; {passed} accepted",
         begun.elapsed(),

@@ -1,5 +1,6 @@
 //! One file a noun, one function a command.
 
+pub mod aliases;
 pub mod daemons;
 pub mod hives;
 pub mod jobs;

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Below the folder of records.
-const FOLDER: &str = "addresses";
+pub const FOLDER: &str = "addresses";
 const KEY_HEX: usize = 16;
 const NAME_OF_THE_NAMELESS: &str = "model.gguf";
 
 impl Errand<'_> {
-    pub(super) async fn from_address(&self, url: &Url) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_from_address(&self, url: &Url) -> Result<Stored, Stop> {
         // Without the query, which may be a signature for a day.
         let id = url.to_string();
         self.check_online(&id)?;
@@ -56,7 +56,7 @@ impl Errand<'_> {
             }
         };
         self.tell(format!("{name} has the SHA-256 sum {digest}, which nobody has published"));
-        let file = NewFile { size: header.file_bytes, path: target, name, sha256: Some(digest) };
+        let file = NewFile { path: target, name, sha256: Some(digest), is_published: false };
         // Records are shown to whoever may list models.
         let reference = id.clone();
         Ok(self.store.add(New { id, reference, revision: None, files: vec![file], header })?)

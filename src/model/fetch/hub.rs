@@ -24,7 +24,7 @@ struct Placed {
 }
 
 impl Errand<'_> {
-    pub(super) async fn from_hub(&self, asked: &HubReference) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_from_hub(&self, asked: &HubReference) -> Result<Stored, Stop> {
         let reference = Reference::Hub(asked.clone());
         let listing = match self.listing(asked).await? {
             Some(listing) => listing,
@@ -37,6 +37,11 @@ impl Errand<'_> {
             pick: chosen.choice.pick.clone(),
             revision: asked.revision.clone(),
         });
+        // Others may ask for the same by another name, or be about to remove it.
+        let _turn = match id == reference {
+            true => None,
+            false => Some(self.turn(&id).await?),
+        };
         if let Some(stored) = self.same(&id, &chosen)? {
             self.tell(format!("{id} is already there: {}", stored.path.display()));
             return Ok(stored);
@@ -187,9 +192,9 @@ impl Errand<'_> {
             link(&placed.places).map_err(|error| writing(&placed.places.snapshot, &error))?;
             new.push(NewFile {
                 path: placed.places.snapshot,
-                size: placed.file.size.unwrap_or(0),
                 name: placed.file.path,
                 sha256: Some(digest),
+                is_published: matches!(placed.expected.sum, Some(Sum::Sha256(_))),
             });
         }
         Ok(new)

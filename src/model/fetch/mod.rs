@@ -6,12 +6,13 @@ mod file;
 mod hub;
 mod recipe;
 
-pub(super) use recipe::FOLDER as PACKAGES;
+pub(super) use address::FOLDER as ADDRESSES;
+pub(super) use recipe::{FOLDER as PACKAGES, SCRATCH};
 
 use super::gguf::{self, Header};
 use super::recipe as recipes;
 use super::reference::Reference;
-use super::store::{Store, Stored, invalid};
+use super::store::{Store, Stored, Turn, invalid};
 use super::{HubError, Recipe};
 use crate::download::DownloadError;
 use crate::job::progress::Events;
@@ -65,9 +66,19 @@ impl Store {
         events: Events<'_>,
         cancel: &CancellationToken,
     ) -> Result<Fetched, Failure> {
-        let never = CancellationToken::new();
+        self.fetch_with(reference, events, cancel, &CancellationToken::new()).await
+    }
+
+    /// The same for one who may lose patience with a recipe that is ending.
+    pub async fn fetch_with(
+        &self,
+        reference: &Reference,
+        events: Events<'_>,
+        cancel: &CancellationToken,
+        hurry: &CancellationToken,
+    ) -> Result<Fetched, Failure> {
         let reference = self.unaliased(reference.clone());
-        let errand = Errand { store: self, events, cancel, hurry: &never };
+        let errand = Errand { store: self, events, cancel, hurry };
         let recipe = match &reference {
             Reference::Name(name) => Some(recipes::find(name).ok_or_else(|| unknown(name))?),
             _ => None,
@@ -113,20 +124,29 @@ impl Errand<'_> {
     async fn fetch(&self, reference: &Reference, recipe: Option<&Recipe>) -> Result<Stored, Stop> {
         // What a branch of the hub holds changes; everything else is what it was.
         if let Reference::Hub(asked) = reference {
-            return self.from_hub(asked).await;
+            return self.fetch_from_hub(asked).await;
         }
         if let Some(stored) = self.there(reference)? {
             return Ok(stored);
         }
         match (reference, recipe) {
-            (_, Some(recipe)) => self.from_recipe(recipe).await,
-            (Reference::Url(url), None) => self.from_address(url).await,
+            (_, Some(recipe)) => self.fetch_by_recipe(recipe).await,
+            (Reference::Url(url), None) => self.fetch_from_address(url).await,
             (Reference::File(path), None) => {
                 let header = inspect(path).await?;
                 Ok(self.store.add_own(reference, path, header)?)
             }
             (other, None) => Err(unknown(&other.to_string()).into()),
         }
+    }
+
+    /// The turn at what a reference has turned out to mean, besides that at the reference itself.
+    async fn turn(&self, id: &Reference) -> Result<Turn, Stop> {
+        let id = id.to_string();
+        self.cancel
+            .run_until_cancelled(self.store.turn(&id))
+            .await
+            .ok_or_else(|| Stop::Cancelled(Receipt::default()))
     }
 
     /// What is there already, said so.

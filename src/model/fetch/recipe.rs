@@ -28,7 +28,7 @@ pub const FOLDER: &str = "packages";
 const PACKAGED_IN: &str = "models";
 
 impl Errand<'_> {
-    pub(super) async fn from_recipe(&self, recipe: &Recipe) -> Result<Stored, Stop> {
+    pub(super) async fn fetch_by_recipe(&self, recipe: &Recipe) -> Result<Stored, Stop> {
         let hub = &self.store.settings.hub;
         let places = match &recipe.hub {
             Some(file) => hub.places(&file.repo, &file.revision, &file.file, &recipe.sha256.to_string()),
@@ -61,8 +61,8 @@ impl Errand<'_> {
         let file = NewFile {
             path: places.snapshot,
             name: recipe.file.clone(),
-            size: recipe.size,
             sha256: Some(recipe.sha256),
+            is_published: true,
         };
         Ok(self.store.add(New {
             id: recipe.id.clone(),
@@ -129,7 +129,7 @@ impl Errand<'_> {
 }
 
 /// The start of the name of the folder that a model passes through.
-pub const SCRATCH: &str = ".package";
+pub const SCRATCH: &str = ".rbee-package-";
 
 fn publish(from: &Path, to: &Path) -> io::Result<()> {
     File::open(from)?.sync_all()?;

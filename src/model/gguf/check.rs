@@ -31,7 +31,6 @@ const NO_MODELS: [(&str, &str); 6] = [
 
 /// The rules of a whole model. `parts` and `split` of the answer are the caller's to fill in.
 pub(super) fn header(metadata: &Metadata, tensors: &Tensors, file_bytes: u64) -> Result<Header, GgufError> {
-    is_model(metadata)?;
     let architecture = match metadata.text("general.architecture")? {
         Some(name) if !name.is_empty() => name.to_owned(),
         _ => return Err(bad("general.architecture", "is missing")),
@@ -75,7 +74,8 @@ pub(super) fn header(metadata: &Metadata, tensors: &Tensors, file_bytes: u64) ->
     })
 }
 
-fn is_model(metadata: &Metadata) -> Result<(), GgufError> {
+/// Whether a file is a model, or goes with one.
+pub(super) fn is_model(metadata: &Metadata) -> Result<(), GgufError> {
     for key in ["general.type", "general.architecture"] {
         let told = metadata.text(key)?.unwrap_or_default();
         if let Some((_, what)) = NO_MODELS.iter().find(|(name, _)| *name == told) {

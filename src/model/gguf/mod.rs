@@ -193,6 +193,8 @@ impl Part {
         let tensor_count = reader.u64()?;
         let key_count = reader.u64()?;
         let metadata = Metadata::read(&mut reader, key_count)?;
+        // Before the tensors, whose rules are those of models.
+        check::is_model(&metadata)?;
         let tensors = Tensors::read(&mut reader, tensor_count, metadata.alignment()?)?;
         if tensors.end > file_bytes {
             return Err(GgufError::Truncated("its tensors"));

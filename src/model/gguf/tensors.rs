@@ -174,6 +174,11 @@ impl Tensors {
                 format!("does not begin at a multiple of {MAPPED_ALIGNMENT} bytes in the file"),
             ));
         }
+        if count == 0 {
+            // The first part of a split model may have none, and then nothing follows the header.
+            tensors.end = reader.position();
+            return Ok(tensors);
+        }
         tensors.end = data_start.checked_add(last_end).ok_or(GgufError::Limit {
             what: "bytes of tensors",
             value: last_end,

@@ -175,7 +175,8 @@ fn parts_are_looked_for_beside_the_link_and_not_beside_what_it_shows() {
 #[test]
 fn a_part_that_is_not_the_one_its_name_says_is_refused() {
     let number = "split.no";
-    let broken: [(&str, usize, &dyn Fn(&Path)); 7] = [
+    type Break<'b> = &'b dyn Fn(&Path);
+    let broken: [(&str, usize, Break<'_>); 7] = [
         ("another number", 1, &|path| patch(path, number, &[2, 0, 0, 0, 2, 0])),
         ("a number that llama.cpp aborts for", 2, &|path| patch(path, number, &[3, 0, 0, 0])),
         ("another count", 1, &|path| patch(path, "split.count", &[2, 0, 0, 0, 4, 0])),

@@ -33,9 +33,7 @@ impl Store {
         events: Events<'_>,
         cancel: &CancellationToken,
     ) -> Result<Option<Fetched>, Failure> {
-        let there: Vec<Record> = self.meant(reference).into_iter().filter(Record::is_there).collect();
-        let sound = there.iter().find(|record| !record.damaged);
-        let Some(record) = sound.or(there.first()).cloned() else { return Ok(None) };
+        let Some(record) = self.best(reference).filter(Record::is_there) else { return Ok(None) };
         if record.damaged {
             return Err(damaged(&record));
         }

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 
-pub use prune::{Leftover, Pruned};
+pub use prune::{Kind as PruneKind, Leftover, Pruned};
 pub use remove::Removal;
 pub use verify::{FileVerdict, ModelVerdict, Verdict, Verified};
 
@@ -90,9 +90,10 @@ pub struct NewFile {
     pub path: PathBuf,
     /// As the publisher calls it: a path inside its repository.
     pub name: String,
-    pub size: u64,
-    /// What the bytes were just verified against; none where nobody has published a sum.
+    /// What the bytes have, just now; none if they were not read.
     pub sha256: Option<Digest>,
+    /// Somebody has published that sum, and it is no mere record of what came.
+    pub is_published: bool,
 }
 
 /// The right to change what lies on disk for one model, held alone: by a fetch, a removal, the start of a worker.
@@ -143,8 +144,7 @@ impl Store {
 
     /// The facts of the model that a reference means, whatever state its files are in.
     pub fn facts(&self, reference: &Reference) -> Option<ModelInfo> {
-        let records = self.meant(reference);
-        records.iter().find(|record| record.is_there()).or(records.first()).map(|record| self.info(record))
+        self.best(reference).map(|record| self.info(&record))
     }
 
     /// What can be used here, and every name it may be asked for by.
@@ -171,10 +171,10 @@ impl Store {
                 verified_at: new.sha256.is_some().then(now_ms),
                 mtime_ns: Some(stamp.mtime_ns),
                 name: new.name,
-                size: new.size,
+                size: stamp.size,
                 sha256: new.sha256,
                 path: Some(new.path),
-                recorded: false,
+                recorded: new.sha256.is_some() && !new.is_published,
             })
         };
         let files = files.into_iter().map(file).collect::<Result<Vec<_>, Failure>>()?;
@@ -208,10 +208,12 @@ impl Store {
     ) -> Result<Stored, Failure> {
         let file = |path: &PathBuf| {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let stamp = Stamp::of(path).map_err(|error| unreadable(path, &error))?;
-            Ok(NewFile { path: path.clone(), name, size: stamp.size, sha256: None })
+            NewFile { path: path.clone(), name, sha256: None, is_published: false }
         };
-        let files = [path.to_owned()].iter().map(file).collect::<Result<Vec<_>, Failure>>()?;
+        let files = match header.parts.as_slice() {
+            [] => vec![file(&path.to_owned())],
+            parts => parts.iter().map(file).collect(),
+        };
         let id = reference.to_string();
         self.add(New { reference: id.clone(), id, revision: None, files, header })
     }
@@ -229,6 +231,12 @@ impl Store {
         fetching.entry(id.to_owned()).or_default().clone()
     }
 
+    /// Whether nobody is at any model now.
+    fn is_idle(&self) -> bool {
+        let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        fetching.values().all(|lock| lock.try_lock().is_ok())
+    }
+
     /// All that a reference may mean, the likeliest first; also what is damaged or gone.
     fn meant(&self, reference: &Reference) -> Vec<Record> {
         let asked = self.unaliased(reference.clone()).to_string();
@@ -239,6 +247,14 @@ impl Store {
         let known: Vec<ModelNames> = records.values().map(Record::names).collect();
         let ids = names::meant(&asked, known.iter().map(Known::of));
         ids.into_iter().filter_map(|id| records.get(id).cloned()).collect()
+    }
+
+    /// Of all that may be meant, what can be used; else what is there; else what was.
+    fn best(&self, reference: &Reference) -> Option<Record> {
+        let records = self.meant(reference);
+        let is_there = |record: &&Record| record.is_there();
+        let sound = records.iter().filter(|record| !record.damaged).find(is_there);
+        sound.or_else(|| records.iter().find(is_there)).or(records.first()).cloned()
     }
 
     fn there(&self) -> Vec<Record> {

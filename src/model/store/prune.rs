@@ -3,7 +3,9 @@
 
 use super::Store;
 use super::record::Record;
-use crate::model::fetch::PACKAGES;
+use super::remove::remove_empty;
+use crate::download;
+use crate::model::fetch::{ADDRESSES, PACKAGES, SCRATCH};
 use crate::wire::Failure;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -11,12 +13,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The endings of a file on its way, and of what is known about it.
-pub const PARTIAL_ENDINGS: [&str; 2] = [".rbee-part", ".rbee-journal"];
+const PARTIAL_ENDINGS: [&str; 2] = [download::PART, download::JOURNAL];
+/// Our own folders beside the records, each with a folder a model.
+const OURS: [&str; 2] = [PACKAGES, ADDRESSES];
 /// Folders below a root in which such files may lie, and how many entries are looked at.
 const DEPTH_MAX: usize = 4;
 const ENTRIES_MAX: usize = 100_000;
-/// The start of the name of a folder in which a package is unpacked.
-const SCRATCH_PREFIX: &str = ".package";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pruned {
@@ -41,8 +43,8 @@ pub enum Kind {
     Download,
     /// A record of files that are gone.
     Record,
-    /// Bytes that came as packages, and belong to no record.
-    Package,
+    /// Bytes in a folder of ours that belong to no record.
+    Bytes,
 }
 
 impl Kind {
@@ -50,7 +52,7 @@ impl Kind {
         match self {
             Kind::Download => "download that was left",
             Kind::Record => "record without files",
-            Kind::Package => "bytes without a record",
+            Kind::Bytes => "bytes without a record",
         }
     }
 }
@@ -60,6 +62,13 @@ struct Found {
     leftover: Leftover,
     what: What,
     _held: Vec<Held>,
+}
+
+impl Found {
+    fn path(kind: Kind, path: PathBuf, held: Vec<Held>) -> Found {
+        let leftover = Leftover { kind, name: path.display().to_string(), bytes: bytes_below(&path) };
+        Found { leftover, what: What::Path(path), _held: held }
+    }
 }
 
 enum What {
@@ -74,7 +83,7 @@ enum Held {
 }
 
 /// Each kind of leftover has its finder.
-const FINDERS: [fn(&Store) -> Vec<Found>; 3] = [partials, records, packages];
+const FINDERS: [fn(&Store) -> Vec<Found>; 3] = [partials, without_record, records];
 
 impl Store {
     /// Looks for what could go, and takes it away if that is wanted. Blocks.
@@ -90,6 +99,9 @@ impl Store {
                             tracing::warn!(path = %path.display(), %error, "what was left could not be removed");
                             continue;
                         }
+                        for root in self.roots() {
+                            remove_empty(path.parent(), &root);
+                        }
                     }
                 }
             }
@@ -97,6 +109,11 @@ impl Store {
             pruned.items.push(leftover);
         }
         Ok(pruned)
+    }
+
+    /// Where what is ours to remove may lie.
+    fn roots(&self) -> [PathBuf; 2] {
+        [self.settings.hub.cache().to_owned(), self.settings.records.clone()]
     }
 
     fn try_turn(&self, id: &str) -> Option<Held> {
@@ -110,39 +127,40 @@ fn remove(path: &Path) -> std::io::Result<()> {
     if path.symlink_metadata()?.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
+/// What downloads and packages have left on their way, wherever they were.
 fn partials(store: &Store) -> Vec<Found> {
-    let mut found = Vec::new();
+    let (mut files, mut folders) = (Vec::new(), Vec::new());
     let mut seen = 0;
-    let roots = [store.settings.hub.cache().to_owned(), store.settings.records.clone()];
-    let mut waiting: Vec<(PathBuf, usize)> = roots.into_iter().map(|root| (root, 0)).collect();
+    let mut waiting: Vec<(PathBuf, usize)> = store.roots().into_iter().map(|root| (root, 0)).collect();
     while let Some((folder, depth)) = waiting.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             seen += 1;
-            if seen > ENTRIES_MAX {
-                return found;
-            }
             let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
-            if kind.is_dir() && depth < DEPTH_MAX {
+            if seen > ENTRIES_MAX {
+                break;
+            } else if kind.is_dir() && entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()) {
+                folders.push(path);
+            } else if kind.is_dir() && depth < DEPTH_MAX {
                 waiting.push((path, depth + 1));
             } else if kind.is_file() && is_partial(&path) {
-                found.extend(abandoned(path));
+                files.push(path);
             }
         }
     }
-    found.sort_by(|a, b| a.leftover.name.cmp(&b.leftover.name));
-    found
+    // Looked for first: what somebody is at now was begun later, or makes the store busy.
+    folders.retain(|_| store.is_idle());
+    files.sort();
+    let folders = folders.into_iter().map(|path| Found::path(Kind::Download, path, Vec::new()));
+    files.into_iter().filter_map(abandoned).chain(folders).collect()
 }
 
 fn is_partial(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    PARTIAL_ENDINGS.iter().any(|ending| name.ends_with(ending.as_bytes()))
+    path.extension().is_some_and(|extension| PARTIAL_ENDINGS.iter().any(|ending| extension == *ending))
 }
 
 /// A partial file, unless somebody holds it or its sibling.
 fn abandoned(path: PathBuf) -> Option<Found> {
-    let text = path.to_str()?;
-    let stem = PARTIAL_ENDINGS.iter().find_map(|ending| text.strip_suffix(ending))?;
-    let siblings = PARTIAL_ENDINGS.iter().map(|ending| PathBuf::from(format!("{stem}{ending}")));
+    let siblings = PARTIAL_ENDINGS.iter().map(|ending| path.with_extension(ending));
     let mut held = Vec::new();
     for sibling in siblings.filter(|sibling| sibling.exists()) {
         let file = File::open(&sibling).ok()?;
@@ -153,9 +171,34 @@ fn abandoned(path: PathBuf) -> Option<Found> {
         }
         held.push(Held::File { _locked: file });
     }
-    let bytes = path.metadata().ok()?.len();
-    let leftover = Leftover { kind: Kind::Download, name: text.to_owned(), bytes };
-    Some(Found { leftover, what: What::Path(path), _held: held })
+    Some(Found::path(Kind::Download, path, held))
+}
+
+/// Folders of ours that no record needs, and in which nothing is on its way.
+fn without_record(store: &Store) -> Vec<Found> {
+    let folders = OURS.iter().flat_map(|name| std::fs::read_dir(store.settings.records.join(name)));
+    let folders: Vec<PathBuf> = folders
+        .flat_map(|entries| entries.flatten())
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
+    // As above: whoever has not come to record what is there is still at it.
+    if !store.is_idle() {
+        return Vec::new();
+    }
+    let records: Vec<Record> = store.records().values().cloned().collect();
+    let needed: Vec<PathBuf> = records.iter().flat_map(Record::paths).collect();
+    let is_left =
+        |folder: &PathBuf| !needed.iter().any(|path| path.starts_with(folder)) && !has_partial(folder);
+    folders.into_iter().filter(is_left).map(|folder| Found::path(Kind::Bytes, folder, Vec::new())).collect()
+}
+
+fn has_partial(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => has_partial(&entry.path()),
+        _ => is_partial(&entry.path()),
+    })
 }
 
 fn records(store: &Store) -> Vec<Found> {
@@ -168,38 +211,6 @@ fn records(store: &Store) -> Vec<Found> {
         Some(Found { leftover, what: What::Record(Box::new(record)), _held: vec![held] })
     });
     found.collect()
-}
-
-/// Folders of packages that no record needs, and in those that one needs what an unpacking has left.
-fn packages(store: &Store) -> Vec<Found> {
-    let root = store.settings.records.join(PACKAGES);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
-        let folder = entry.path();
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let Some(held) = entry.file_name().to_str().filter(|_| is_folder).and_then(|id| store.try_turn(id))
-        else {
-            continue;
-        };
-        let mut take = |path: PathBuf, held: Option<Held>| {
-            let leftover =
-                Leftover { kind: Kind::Package, name: path.display().to_string(), bytes: bytes_below(&path) };
-            found.push(Found { leftover, what: What::Path(path), _held: held.into_iter().collect() });
-        };
-        let is_needed =
-            store.records().values().any(|record| record.paths().any(|path| path.starts_with(&folder)));
-        if !is_needed {
-            take(folder, Some(held));
-            continue;
-        }
-        let mut held = Some(held);
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(SCRATCH_PREFIX) {
-                take(entry.path(), held.take());
-            }
-        }
-    }
-    found
 }
 
 fn bytes_below(path: &Path) -> u64 {

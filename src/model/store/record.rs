@@ -12,8 +12,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A record is some hundred bytes, and as much for each part of a split model; anything larger is no record.
-const RECORD_BYTES_MAX: u64 = 1 << 20;
+/// A record is some hundred bytes, and as much for each part of a split model, of which the largest have some hundred;
+/// anything larger is no record.
+const RECORD_BYTES_MAX: u64 = 8 << 20;
 const RECORD_NAME_HEX: usize = 16;
 const RECORD_EXTENSION: &str = "json";
 /// What a write that a kill cut short leaves.
@@ -197,7 +198,11 @@ pub(super) fn read_all(folder: &Path) -> io::Result<Vec<Record>> {
         if !is_record || path.file_name().is_some_and(|name| name == super::alias::FILE) {
             continue;
         }
-        match read(&path, RECORD_BYTES_MAX) {
+        match read::<Record>(&path, RECORD_BYTES_MAX) {
+            // Under another name it would outlive its model's removal.
+            Ok(record) if path != place(folder, &record.id) => {
+                tracing::warn!(file = %path.display(), id = record.id, "a model record has another model's name");
+            }
             Ok(record) => records.push(record),
             Err(error) => tracing::warn!(file = %path.display(), %error, "a model record is damaged"),
         }
@@ -274,9 +279,10 @@ mod tests {
         record.write(folder.path()).unwrap();
         std::fs::write(folder.path().join(format!("{TEMPORARY_PREFIX}x")), "{\"id\": \"ti").unwrap();
         std::fs::write(folder.path().join("torn.json"), "{\"id\": \"ti").unwrap();
+        std::fs::write(folder.path().join("copy.json"), OLD).unwrap();
         remove_temporaries(folder.path());
         assert_eq!(read_all(folder.path()).unwrap(), [record.clone()]);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
         record.remove(folder.path()).unwrap();
         record.remove(folder.path()).unwrap();
         assert_eq!(read_all(folder.path()).unwrap(), []);

@@ -8,7 +8,6 @@ use crate::model::reference::Reference;
 use crate::wire::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::fs::DirEntry;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -160,7 +159,7 @@ impl Store {
         }
         if let Some(bytes) = bytes {
             unlink(bytes)?;
-            remove_empty_folders(bytes, &place.root);
+            remove_empty(bytes.parent(), &place.root);
         }
         if place.target != Target::Itself {
             unlink(&place.named)?;
@@ -197,10 +196,13 @@ fn has_other_link(place: &Place, bytes: &Path) -> bool {
     let mut waiting = vec![(repository.to_owned(), 0)];
     let mut seen = 0;
     while let Some((folder, depth)) = waiting.pop() {
-        let entries: Vec<DirEntry> = std::fs::read_dir(&folder).into_iter().flatten().flatten().collect();
+        // What cannot be looked at may hold one.
+        let Ok(entries) = std::fs::read_dir(&folder) else { return true };
         for entry in entries {
             seen += 1;
-            let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { return true };
+            let Ok((path, kind)) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?))) else {
+                return true;
+            };
             if seen > LINKS_MAX || depth > LINK_DEPTH_MAX {
                 return true;
             }
@@ -219,7 +221,7 @@ fn has_other_link(place: &Place, bytes: &Path) -> bool {
 
 /// After the last file of a commit: its folder, and the branches and tags that named it.
 fn tidy_up(place: &Place) {
-    remove_empty_folders(&place.named, &place.root);
+    remove_empty(place.named.parent(), &place.root);
     let Some(inside) = place.named.strip_prefix(&place.root).ok() else { return };
     let mut parts = inside.iter();
     let (Some(repository), Some(snapshots), Some(commit)) = (parts.next(), parts.next(), parts.next()) else {
@@ -229,7 +231,11 @@ fn tidy_up(place: &Place) {
     if snapshots != SNAPSHOTS || repository.join(SNAPSHOTS).join(commit).exists() {
         return;
     }
-    let mut waiting = vec![(repository.join(REFS), 0)];
+    // Of a removal that was cut short the bytes may have gone without their folder.
+    remove_empty(Some(&repository.join(BLOBS)), &place.root);
+    let refs =
+        Some(repository.join(REFS)).filter(|refs| refs.symlink_metadata().is_ok_and(|meta| meta.is_dir()));
+    let mut waiting: Vec<(PathBuf, usize)> = refs.into_iter().map(|refs| (refs, 0)).collect();
     while let Some((folder, depth)) = waiting.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
@@ -238,7 +244,7 @@ fn tidy_up(place: &Place) {
             } else if kind.is_file() && names(&path, commit.as_encoded_bytes()) {
                 // What cannot be removed names a commit that is not here, as after any tool's clearing up.
                 let _ = std::fs::remove_file(&path);
-                remove_empty_folders(&path, &place.root);
+                remove_empty(path.parent(), &place.root);
             }
         }
     }
@@ -249,9 +255,9 @@ fn names(path: &Path, commit: &[u8]) -> bool {
         && std::fs::read(path).is_ok_and(|text| text.trim_ascii() == commit)
 }
 
-/// The folders above what was removed, as long as nothing else is in them.
-fn remove_empty_folders(removed: &Path, root: &Path) {
-    for folder in removed.ancestors().skip(1) {
+/// A folder, and those above it, as long as nothing else is in them.
+pub(super) fn remove_empty(folder: Option<&Path>, root: &Path) {
+    for folder in folder.into_iter().flat_map(Path::ancestors) {
         if folder == root || !folder.starts_with(root) || std::fs::remove_dir(folder).is_err() {
             return;
         }

@@ -146,7 +146,7 @@ impl Store {
         cancel: &CancellationToken,
     ) -> Result<Option<Verified>, Failure> {
         let records = match which {
-            Some(reference) => self.meant(reference).into_iter().take(1).collect(),
+            Some(reference) => self.best(reference).into_iter().collect(),
             None => self.records().values().cloned().collect::<Vec<_>>(),
         };
         let asked: Vec<Asked<'_>> = records.iter().flat_map(files_of).collect();
