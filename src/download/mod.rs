@@ -46,6 +46,9 @@ pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
 pub const CONNECTIONS_MAX: usize = 8;
 /// One more connection has to bring this much more, or it was the last.
 const GAIN_MIN: f64 = 1.1;
+/// Bytes a second at which it is not the connections that are too few. On few, bytes come in their order and are hashed as
+/// they come.
+const RATE_ENOUGH: f64 = 250e6;
 /// How long a number of connections is tried.
 const TRIAL: Duration = Duration::from_millis(300);
 /// The bar, and looks at how fast it goes.
@@ -415,7 +418,7 @@ impl Ramp {
             return;
         }
         let rate = (received - from) as f64 / at.elapsed().as_secs_f64();
-        if rate < self.best * GAIN_MIN {
+        if rate < self.best * GAIN_MIN || rate >= RATE_ENOUGH {
             self.is_settled = true;
             return;
         }
