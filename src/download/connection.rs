@@ -226,7 +226,11 @@ impl<'a> Piece<'a> {
         }
         let tag = headers.get(ETAG).and_then(|tag| strong(url, tag));
         let told = match (status, content_range(headers)) {
-            (206, Some((from, whole))) if from == self.range.start => Some(whole),
+            (206, Some(part)) if part.from == self.range.start => {
+                // A server may send less at once than it is asked for; the rest is free again afterwards.
+                self.range.end = self.range.end.min(part.to + 1);
+                Some(part.whole)
+            }
             (200, _) => number(headers, CONTENT_LENGTH),
             (416, _) if !self.shared.is_pinned() => return Err(DownloadError::Changed(url.to_string())),
             (206 | 416, _) => return Err(DownloadError::WrongPart { url: url.to_string(), status }),

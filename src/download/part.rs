@@ -351,8 +351,10 @@ impl Part {
     }
 
     /// Makes the bytes durable and gives them their name. The caller has verified them. Blocks.
+    ///
+    /// A sync that failed may have lost any of them, and a second one would not tell: nothing is gone on with then.
     pub fn publish(&self, target: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
+        self.file.sync_all().inspect_err(|_| self.remove())?;
         std::fs::rename(&self.path, target)?;
         if let Some(folder) = target.parent() {
             File::open(folder)?.sync_all()?;
