@@ -1,6 +1,8 @@
 //! Which addresses are of the public network. What a stranger names (a recipe's source, a redirect) may lead there and
 //! nowhere else: not to this machine, its network, or the metadata service of the cloud that it runs in.
 
+use super::resolve;
+use super::url::Url;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Whether anybody on the internet could be asked the same.
@@ -9,6 +11,15 @@ pub fn is_public(address: IpAddr) -> bool {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
     }
+}
+
+/// Whether an address is of a private network, as far as its name can be looked up now; asking it will tell the rest.
+pub async fn leads_inside(url: &Url) -> bool {
+    let authority = url.origin().split("://").nth(1).unwrap_or_default();
+    let host = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+    let host = host.map_or(authority, |(host, _)| host);
+    let addresses = resolve::lookup(host, 0).await.unwrap_or_default();
+    addresses.iter().any(|address| !is_public(address.ip()))
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {

@@ -6,8 +6,7 @@ use super::listing::{self, Listing};
 use super::pick::RepoFile;
 use super::reference::{HubReference, is_plain};
 use crate::download::{Access, Key, Reach, Visit};
-use crate::http::public::is_public;
-use crate::http::resolve;
+use crate::http::public::leads_inside;
 use crate::http::url::{BadUrl, Url};
 use hf_hub::{Cache, Repo, RepoType};
 use std::ffi::OsString;
@@ -119,15 +118,7 @@ impl Hub {
         if !self.is_configured {
             return Reach::Public(Vec::new());
         }
-        let authority = root.origin().split("://").nth(1).unwrap_or_default().to_owned();
-        let host = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
-        let host = host.map_or(authority.as_str(), |(host, _)| host);
-        let is_private = match resolve::lookup(host, 0).await {
-            Ok(addresses) => addresses.iter().any(|address| !is_public(address.ip())),
-            // Asking it will tell the same.
-            Err(_) => false,
-        };
-        match is_private {
+        match leads_inside(root).await {
             true => Reach::Anywhere,
             false => Reach::Public(vec![root.origin().to_owned()]),
         }

@@ -3,10 +3,11 @@
 use super::file::Wanted;
 use super::{Errand, Stop, inspect};
 use crate::download::{Access, Expected, Reach, Visit};
+use crate::http::public::leads_inside;
 use crate::http::url::Url;
 use crate::model::reference::is_plain;
 use crate::model::store::{New, NewFile, Stored};
-use crate::wire::Failure;
+use crate::wire::{Code, Failure};
 use sha2::{Digest as _, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,9 +22,6 @@ impl Errand<'_> {
         // Without the query, which may be a signature for a day.
         let id = url.to_string();
         self.check_online(&id)?;
-        let (folder, name) = self.place(&id);
-        let target = folder.join(&name);
-        self.check_room(&name, &folder, 0)?;
         let visit = Visit {
             url: url.clone(),
             access: Access::Open,
@@ -32,20 +30,21 @@ impl Errand<'_> {
             may_be_plain: false,
             cancel: self.cancel.clone(),
         };
-        if !url.is_encrypted() && !visit.reach.is_trusted(url.origin()) {
-            let message = format!(
-                "{id} is not encrypted, so anybody on the way could change the model: use https, or start the hive with --trust {}",
-                url.origin()
-            );
-            return Err(Failure::invalid(message).into());
+        if !visit.reach.is_trusted(url.origin()) {
+            check_way(url).await?;
         }
+        let (folder, name) = self.place(&id);
+        let target = folder.join(&name);
+        self.check_room(&name, &folder, 0)?;
         let wanted = Wanted {
             label: &name,
             expected: Expected::default(),
             target: target.clone(),
             has_fallback: false,
         };
-        let digest = self.bring(visit, &wanted).await?;
+        let brought = self.bring(visit, &wanted).await;
+        // Of a failure that left nothing behind, nothing stays; a folder with a part in it does.
+        let digest = brought.inspect_err(|_| drop(std::fs::remove_dir(&folder)))?;
         let header = match inspect(&target).await {
             Ok(header) => header,
             Err(failure) => {
@@ -70,4 +69,21 @@ impl Errand<'_> {
         let folder = self.store.settings.records.join(FOLDER).join(key);
         (folder, name.unwrap_or(NAME_OF_THE_NAMELESS).to_owned())
     }
+}
+
+/// Nobody vouches for what comes unencrypted, and what is inside our network is nothing that an address may reach by itself.
+async fn check_way(url: &Url) -> Result<(), Failure> {
+    let origin = url.origin();
+    if !url.is_encrypted() {
+        return Err(Failure::invalid(format!(
+            "{url} is not encrypted, so anybody on the way could change the model: use https, or start the hive with --trust {origin}"
+        )));
+    }
+    if leads_inside(url).await {
+        let message = format!(
+            "{url} is of a private network, from which no model is fetched unasked: start the hive with --trust {origin} if it should be"
+        );
+        return Err(Failure::new(Code::Forbidden, message));
+    }
+    Ok(())
 }
