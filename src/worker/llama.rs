@@ -168,7 +168,11 @@ fn gpus() -> Vec<sys::ggml_backend_dev_t> {
 
 fn gpu_names(gpus: &[sys::ggml_backend_dev_t]) -> String {
     if gpus.is_empty() {
-        return "the CPU alone".into();
+        return match (cfg!(feature = "cuda"), cfg!(feature = "metal")) {
+            (true, _) => "NVIDIA GPUs, of which the driver shows none".into(),
+            (_, true) => "Metal, which shows no GPU".into(),
+            _ => "the CPU alone".into(),
+        };
     }
     // SAFETY: the devices come from `gpus`; their names live as long as they.
     let name = |gpu: &sys::ggml_backend_dev_t| unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(*gpu)) };

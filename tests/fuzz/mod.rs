@@ -10,6 +10,7 @@ mod headers;
 mod journals;
 mod numbers;
 mod recipes;
+mod references;
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! A model on the hub: `org/repo[:pick][@revision]`.
 
-use super::{ReferenceError, has_extension};
+use super::{ReferenceError, ends_as_file, has_extension};
 use std::fmt;
 
 /// The hub's own limit for each half of a repository's name.
@@ -83,6 +83,8 @@ fn is_revision(text: &str) -> bool {
         && text.bytes().all(is_plain)
         && text.split('/').all(|part| !part.is_empty() && !part.starts_with(['.', '-']))
         && !text.contains("..")
+        // It could not be told from a file's name.
+        && !ends_as_file(text)
 }
 
 impl HubReference {
@@ -112,7 +114,7 @@ pub(super) fn read(text: &str) -> Result<HubReference, ReferenceError> {
     let text = text.trim_end_matches('/');
     let (text, revision) = match text.rsplit_once('@') {
         // An `@` inside a file's name is the file's.
-        Some((rest, last)) if !has_extension(last) || !rest.contains(':') => match last.split_once(':') {
+        Some((rest, last)) if !ends_as_file(last) || !rest.contains(':') => match last.split_once(':') {
             Some((revision, pick)) => (format!("{rest}:{pick}"), Some(revision)),
             None => (rest.to_owned(), Some(last)),
         },

@@ -178,8 +178,13 @@ pub fn is_name(text: &str) -> bool {
 }
 
 pub(super) fn has_extension(text: &str) -> bool {
+    text.len() > EXTENSION.len() && ends_as_file(text)
+}
+
+/// Whether this is the end of a model's file's name, or all of its extension.
+pub(super) fn ends_as_file(text: &str) -> bool {
     let start = text.len().saturating_sub(EXTENSION.len());
-    start > 0 && text.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(EXTENSION))
+    text.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(EXTENSION))
 }
 
 /// Schemes and hosts are the same in any case.
