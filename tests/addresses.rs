@@ -4,7 +4,7 @@
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{Content, Fault, TestHub, When};
 use crate::support::node::alone;
-use crate::support::pull::{Puller, sha256_of};
+use crate::support::pull::{Puller, entries, sha256_of};
 use rbee::wire::Code;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,16 +27,7 @@ fn trusting(content: &Arc<Content>) -> (Puller, String) {
 
 /// Files of models in the hive's own folder, whole or begun.
 fn kept(puller: &Puller) -> Vec<PathBuf> {
-    let mut folders = vec![puller.place.path("s/models")];
-    let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.file_type().unwrap().is_dir() {
-                true => folders.push(entry.path()),
-                false => found.push(entry.path()),
-            }
-        }
-    }
+    let mut found = entries(&puller.place.path("s/models"));
     found.retain(|path| path.to_str().unwrap().contains("some-model"));
     found
 }

@@ -212,12 +212,16 @@ fn what_is_dangerous_has_one_place() {
 }
 
 /// Two loops look again after a pause: the harness' wait for a condition, and the wait for a foreign server, which offers
-/// nothing to wait on. Everything else uses them.
-const PAUSES: &[&str] = &["tests/support/node.rs", "tests/inference.rs", "tests/tidy.rs"];
+/// nothing to wait on. The test hub's slow lines are slow by the clock. Everything else uses them.
+const PAUSES: &[&str] =
+    &["tests/support/node.rs", "tests/inference.rs", "tests/support/hub/connection.rs", "tests/tidy.rs"];
 
 #[test]
 fn tests_wait_for_conditions_and_never_sleep() {
-    nothing("no sleep in tests", places(&sources(&["tests"]), &["thread::sleep", "time::sleep"], PAUSES));
+    nothing(
+        "no sleep in tests",
+        places(&sources(&["tests"]), &["thread::sleep", "time::sleep", "time::sleep_until"], PAUSES),
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::wire::job::JobEvent;
 use connection::Shared;
 use part::Next;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -87,6 +88,14 @@ impl Default for Limits {
             retry_after_max: Duration::from_secs(120),
             bytes_max: 4 << 40,
         }
+    }
+}
+
+impl Limits {
+    /// Between an attempt and the next: doubling, and at least what the server asks for.
+    pub fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
+        let doubled = self.pause_first.saturating_mul(1 << (attempt - 1).min(16));
+        doubled.min(self.pause_max).max(asked.unwrap_or_default())
     }
 }
 
@@ -296,7 +305,7 @@ impl Crew<'_> {
                 biased;
                 () = download.visit.cancel.cancelled() => return Err(DownloadError::Cancelled),
                 sums = &mut *follower => {
-                    let sums = sums.map_err(|error| self.part.failed(std::io::Error::other(error)))??;
+                    let sums = sums.map_err(|error| self.part.failed(io::Error::other(error)))??;
                     let sums = sums.ok_or(DownloadError::Cancelled)?;
                     meter.set_total(self.part.total());
                     meter.at(self.received());
@@ -305,7 +314,7 @@ impl Crew<'_> {
                 Some(ended) = self.connections.join_next() => match ended {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => self.failed(error).await?,
-                    Err(error) => return Err(self.part.failed(std::io::Error::other(error))),
+                    Err(error) => return Err(self.part.failed(io::Error::other(error))),
                 },
                 () = self.part.lost.notified() => {}
                 () = pause => self.pause_end = None,
@@ -373,15 +382,11 @@ impl Crew<'_> {
         if self.attempt >= limits.attempts_max {
             return Err(DownloadError::Exhausted { attempts: self.attempt, source: Box::new(error) });
         }
-        let doubled = limits.pause_first.saturating_mul(1 << (self.attempt - 1).min(16));
-        let mut pause = doubled.min(limits.pause_max);
-        if let Some(asked) = error.retry_after() {
-            if asked > limits.retry_after_max {
-                let url = self.download.url().to_string();
-                return Err(DownloadError::Wait { url, wait: asked });
-            }
-            pause = pause.max(asked);
+        let asked = error.retry_after();
+        if let Some(wait) = asked.filter(|asked| *asked > limits.retry_after_max) {
+            return Err(DownloadError::Wait { url: self.download.url().to_string(), wait });
         }
+        let pause = limits.pause(self.attempt, asked);
         self.attempt += 1;
         self.pause_end = Some(Instant::now() + pause);
         let why = failure::chain(&error);
@@ -434,6 +439,12 @@ impl Ramp {
     }
 }
 
+/// Gives a verified part its name.
+pub async fn publish(part: Arc<Part>, target: &Path) -> io::Result<()> {
+    let target = target.to_owned();
+    tokio::task::spawn_blocking(move || part.publish(&target)).await.map_err(io::Error::other)?
+}
+
 async fn restart(part: &Arc<Part>) -> Result<(), DownloadError> {
     let part = part.clone();
     blocking(move || part.restart()).await
@@ -445,7 +456,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, DownloadError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| {
-        Err(DownloadError::Write { path: Path::new("").to_owned(), source: std::io::Error::other(error) })
+        Err(DownloadError::Write { path: Path::new("").to_owned(), source: io::Error::other(error) })
     })
 }
 

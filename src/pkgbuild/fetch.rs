@@ -202,7 +202,7 @@ impl Errand<'_> {
         let download = self.download(url);
         let part = self.open(&download, &parts.join(&self.source.name)).await?;
         self.run(&download, &part).await?;
-        publish(part, &target).await?;
+        download::publish(part, &target).await.map_err(|error| writing(&target, &error))?;
         Ok(Kept::File(target))
     }
 
@@ -256,7 +256,7 @@ impl Errand<'_> {
             }
         }
         let length = part.bytes();
-        publish(part, &target).await?;
+        download::publish(part, &target).await.map_err(|error| writing(&target, &error))?;
         let kinds: Vec<_> = self.source.sums.iter().map(|sum| sum.kind().name()).collect();
         self.tell(format!("{}: {}, {} verified", self.source.name, size(length), kinds.join(" and ")));
         Ok(Kept::File(target))
@@ -303,12 +303,6 @@ impl Errand<'_> {
     fn failed(&self, error: &DownloadError) -> Failure {
         error.failure(&self.source.name)
     }
-}
-
-async fn publish(part: Arc<Part>, target: &Path) -> Result<(), Failure> {
-    let to = target.to_owned();
-    let published = tokio::task::spawn_blocking(move || part.publish(&to)).await;
-    published.map_err(|error| Failure::internal(&error))?.map_err(|error| writing(target, &error))
 }
 
 /// Reads the file off the runtime's threads.

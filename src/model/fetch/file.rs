@@ -1,14 +1,13 @@
 //! One file of a model: there already, or brought by a download that can be gone on with.
 
 use super::{ACTION, Errand, Stop, stopped};
-use crate::download::{Download, DownloadError, Expected, Part, Visit, check_file, check_room, disk_code};
+use crate::download::{self, Download, DownloadError, Expected, Visit, check_file, check_room, disk_code};
 use crate::job::progress::size;
 use crate::wire::Failure;
 use crate::wire::digest::Digest;
 use crate::wire::job::Receipt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A file that is wanted.
 pub(super) struct Wanted<'a> {
@@ -86,7 +85,8 @@ impl Errand<'_> {
         });
         match download.run(&part).await {
             Ok(digest) => {
-                publish(part, &wanted.target).await?;
+                let published = download::publish(part, &wanted.target).await;
+                published.map_err(|error| writing(&wanted.target, &error))?;
                 Ok(digest)
             }
             Err(DownloadError::Cancelled) => {
@@ -100,12 +100,6 @@ impl Errand<'_> {
             }
         }
     }
-}
-
-async fn publish(part: Arc<Part>, target: &Path) -> Result<(), Failure> {
-    let to = target.to_owned();
-    let published = tokio::task::spawn_blocking(move || part.publish(&to)).await;
-    published.map_err(|error| Failure::internal(&error))?.map_err(|error| writing(target, &error))
 }
 
 pub(super) fn writing(path: &Path, error: &io::Error) -> Failure {

@@ -73,11 +73,10 @@ impl Errand<'_> {
                 Err(error) => {
                     let pause = error.retry_after().filter(|asked| *asked <= limits.retry_after_max);
                     let Some(asked) = pause.filter(|_| attempt < limits.attempts_max) else { break error };
-                    let doubled = limits.pause_first.saturating_mul(1 << (attempt - 1).min(16));
+                    let pause = tokio::time::sleep(limits.pause(attempt, Some(asked)));
                     attempt += 1;
                     let why = failure::chain(&error);
                     self.warn(format!("{repo}: {why}; attempt {attempt}/{}", limits.attempts_max));
-                    let pause = tokio::time::sleep(doubled.min(limits.pause_max).max(asked));
                     if self.cancel.run_until_cancelled(pause).await.is_none() {
                         return Err(Stop::Cancelled(Receipt::default()));
                     }
