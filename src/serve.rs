@@ -202,6 +202,7 @@ fn hive_options(
             logs: dirs.logs.clone(),
             orphan_ttl: settings.duration("orphan-ttl").unwrap_or(Duration::from_secs(60)),
             idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
+            restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },

@@ -19,6 +19,7 @@ mod interop;
 mod jobs;
 mod kernels;
 mod kills;
+mod lifecycle;
 mod models;
 mod output;
 mod processes;

@@ -117,6 +117,8 @@ pub static QUEUE_WAIT: Flag = Flag::new(
 pub static IDLE_TTL: Flag =
     Flag::new("idle-ttl", Duration, "DURATION", "stop a worker that was idle this long, unless it is pinned")
         .default("5m");
+pub static RESTART_PAUSE: Flag =
+    Flag::new("restart-pause", Duration, "DURATION", "before a pinned worker's first restart").hidden();
 pub static DETACH: Flag = Flag::new("detach", Switch, "", "leave the terminal's session").hidden();
 pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when ready").hidden();
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();

@@ -4,13 +4,16 @@
 mod builds;
 mod choose;
 mod devices;
+mod ends;
 mod engines;
 mod foreign;
+mod launching;
 mod link;
 mod models;
 mod operations;
 mod preflight;
 mod processes;
+pub mod restarts;
 mod routes;
 mod supervise;
 mod workers;
@@ -31,8 +34,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use workers::Workers;
 
+pub use launching::environment as worker_environment;
 pub use routes::{Routes, TABLE};
-pub use supervise::environment as worker_environment;
 pub use workers::Settings as WorkerSettings;
 
 /// What a hive is told at its start.
@@ -70,12 +73,13 @@ impl Hive {
     /// Takes over what an earlier hive left running, and starts dialling its queens.
     pub async fn start(options: Options, node: String, store: Store, shutdown: Shutdown) -> Arc<Self> {
         let workers = Workers::new(&options.name, options.workers.clone(), shutdown.clone());
-        workers.adopt().await;
+        let engines = Engines::new(options.engines.clone());
+        workers.adopt(&engines.all()).await;
         let builds = Builds::new(options.builds.clone(), shutdown.clone()).await;
         let hive = Arc::new(Hive {
             node,
             workers,
-            engines: Engines::new(options.engines.clone()),
+            engines,
             builds: Arc::new(builds),
             catalog: Arc::new(options.catalog.clone()),
             store,

@@ -86,6 +86,11 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
         },
     };
     drop(turn);
+    if want.pin
+        && let Err(failure) = hive.workers.pin(&id).await
+    {
+        return Outcome::Failed(failure);
+    }
     let ready = hive.workers.ready(&id, |event| job.emit(event), job.token()).await;
     match ready {
         Ok(Spawned::Ready(info)) => {
@@ -116,6 +121,9 @@ async fn start(
     let plan: Plan = preflight::plan(want, &stored.header, device)?;
     if let Some(lowered) = &plan.lowered {
         job.emit(JobEvent::warn("memory", lowered.clone()));
+    }
+    if let Some(crash) = hive.workers.ends.last_crash(&stored.info.id) {
+        job.emit(JobEvent::warn("crash", crash.warning()));
     }
     if let Some(gpu) = unused_gpu(engine, &engines, &devices) {
         job.emit(JobEvent::warn(

@@ -74,8 +74,15 @@ impl Service for Routes {
             Endpoint::CreateJob => create_job(hive, request).await,
             Endpoint::Job(endpoint) => jobs::serve(&hive.jobs, endpoint, &params, &request).await,
             Endpoint::Capabilities => Ok(reply::json(&hive.capabilities().await)),
-            Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
-            Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
+            Endpoint::Workers => {
+                let (workers, ends) = (hive.workers.infos(), hive.workers.ends.all());
+                Ok(reply::json(&json!({ "workers": workers, "ends": ends })))
+            }
+            Endpoint::Worker => {
+                let mut facts = json!(hive.workers.get(params.get(0))?.info);
+                facts["ends"] = json!(hive.workers.ends.of_worker(params.get(0)));
+                Ok(reply::json(&facts))
+            }
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
             Endpoint::Telemetry if request.peer == Peer::Link => Ok(link::telemetry(hive)),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),

@@ -1,19 +1,22 @@
 //! One worker's life: launched under a shim, loading (its own progress stream tells, nobody polls), ready, busy, and the
-//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its socket and its place in the table go with it.
+//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its socket and its place in the table go with
+//! it, but in two cases: a pinned worker that crashed keeps its place and is started again, and one that is handed over
+//! runs on, its shim keeping all that the next hive needs.
 
-use crate::hive::engines::{Engine, Program};
+use crate::hive::ends::{Crash, Ended};
+use crate::hive::engines::Engine;
 use crate::hive::foreign::{self, Endpoint};
-use crate::hive::workers::{Note, Settings, Worker, Workers};
+use crate::hive::launching::launch;
+use crate::hive::restarts::{RESTARTS_MAX, Restarts};
+use crate::hive::workers::{Worker, Workers};
 use crate::http::{client, sse};
-use crate::process::{self, LISTENER_FD, SHIM_PIPE_FD, Spec, Tree};
+use crate::process::{self, Tree};
 use crate::shutdown::DRAIN_MAX;
-use crate::wire::catalog::Serve;
 use crate::wire::fleet::{WorkerInfo, WorkerState};
 use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
 use serde_json::json;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +29,30 @@ pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
 pub const WORKER_GRACE: Duration = Duration::from_secs(5);
 /// Lines of a dead worker's log that its failure carries.
 pub const LOG_TAIL_LINES: usize = 20;
-pub const STOPS_MAX: usize = 8;
+/// Orders that wait for a worker's task.
+pub const ORDERS_MAX: usize = 8;
+
+/// Loading, in either way.
+type Loading<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
+/// How a worker's process ended.
+enum End {
+    /// By a wish: a stop, idleness, the hive's own end.
+    Over(Failure),
+    /// By itself, and how long it had served by then, if it had.
+    Crash { failure: Failure, served: Option<Duration> },
+    /// Not at all: it runs on, for the next hive.
+    Left,
+}
+
+/// What ended a wait.
+enum Event {
+    Exited(process::Exit),
+    Asked(Order),
+    Loaded(Result<(), Failure>),
+    Idle,
+    HiveStops,
+}
 
 /// How far a worker is, for those who wait for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,14 +63,16 @@ pub enum Phase {
     Failed(Failure),
 }
 
-/// Asks a worker to end.
+/// What a worker's task is asked for.
 #[derive(Debug)]
-pub struct Stop {
-    pub grace: Duration,
-    pub reply: oneshot::Sender<Receipt>,
+pub enum Order {
+    /// To end.
+    Stop { grace: Duration, reply: oneshot::Sender<Receipt> },
+    /// To have its shim remember that it is pinned.
+    Pin,
 }
 
-/// A worker to start.
+/// A worker to start, once or again.
 #[derive(Debug)]
 pub struct Start {
     pub info: WorkerInfo,
@@ -54,245 +82,249 @@ pub struct Start {
     pub model: PathBuf,
 }
 
-/// The whole life of a worker, from its launch on.
-pub async fn start(
-    workers: Arc<Workers>,
-    start: Start,
-    phase: watch::Sender<Phase>,
-    mut stops: mpsc::Receiver<Stop>,
-) {
-    let id = start.info.worker_id.clone();
-    let mut tries = 0;
-    let end = loop {
-        tries += 1;
-        match launch(&workers, &start).await {
-            Ok((tree, endpoint)) => {
-                workers.update(&id, |worker| worker.info.pid = Some(tree.pid()));
-                match run(&workers, &id, &tree, endpoint.as_ref(), &phase, &mut stops).await {
-                    End::PortTaken(_) if tries < foreign::PORT_TRIES_MAX => {
-                        tracing::info!(worker = id, "its port was taken meanwhile; trying another");
-                    }
-                    End::PortTaken(failure) | End::Over(failure) => {
-                        break (failure, endpoint);
-                    }
-                }
-            }
-            Err(failure) => break (failure, None),
-        }
-    };
-    finish(&workers, &id, end, &start.socket, &phase);
+/// A worker whose process runs.
+#[derive(Debug)]
+pub struct Held {
+    pub tree: Tree,
+    pub endpoint: Option<Endpoint>,
 }
 
-/// The rest of the life of a worker that an earlier hive started.
-pub async fn adopted(
-    workers: Arc<Workers>,
-    id: String,
-    tree: Tree,
-    socket: PathBuf,
-    endpoint: Option<Endpoint>,
-    phase: watch::Sender<Phase>,
-    mut stops: mpsc::Receiver<Stop>,
-) {
-    let end = run(&workers, &id, &tree, endpoint.as_ref(), &phase, &mut stops).await;
-    let (End::PortTaken(failure) | End::Over(failure)) = end;
-    finish(&workers, &id, (failure, endpoint), &socket, &phase);
+/// A worker's task: what it needs from its first launch, or its adoption, to its last end.
+pub struct Life {
+    pub workers: Arc<Workers>,
+    pub id: String,
+    pub socket: PathBuf,
+    /// How it is started. None for one that was adopted and whose engine is no longer here.
+    pub start: Option<Start>,
+    pub phase: watch::Sender<Phase>,
+    pub orders: mpsc::Receiver<Order>,
 }
 
-fn finish(
-    workers: &Workers,
-    id: &str,
-    (end, endpoint): (Failure, Option<Endpoint>),
-    socket: &Path,
-    phase: &watch::Sender<Phase>,
-) {
-    tracing::info!(worker = id, reason = end.message, "worker ended");
-    phase.send_replace(Phase::Failed(end));
-    workers.remove(id);
-    match endpoint {
-        Some(endpoint) => endpoint.forget(),
-        None => remove_socket(socket),
-    }
-}
-
-async fn launch(workers: &Workers, start: &Start) -> Result<(Tree, Option<Endpoint>), Failure> {
-    let settings = workers.settings();
-    let failed = |error: &(dyn std::error::Error + 'static)| Failure::internal(error);
-    let (mut spec, listener, endpoint) = match &start.engine.program {
-        Program::BuiltIn => {
-            let program = process::own_program().map_err(|error| failed(&error))?;
-            let (spec, listener) = ours(start, program)?;
-            (spec, Some(listener), None)
-        }
-        Program::Ours(program) => {
-            let (spec, listener) = ours(start, program.clone())?;
-            (spec, Some(listener), None)
-        }
-        Program::Foreign { binary, serve } => {
-            let (spec, endpoint) = theirs(start, settings, binary, serve)?;
-            (spec, None, Some(endpoint))
-        }
-    };
-    let id = &start.info.worker_id;
-    // An engine that is not ours gets none of our settings, ours all that concern workers.
-    let is_theirs = |name: &str| endpoint.is_none() || !name.starts_with("RBEE_");
-    spec.env.extend(settings.env.iter().filter(|(name, _)| is_theirs(name)).cloned());
-    spec.log = Some(settings.logs.join(format!("worker-{id}.log")));
-    spec.grace_ms = WORKER_GRACE.as_millis() as u64;
-    spec.orphan_ttl_ms = settings.orphan_ttl.as_millis() as u64;
-    spec.rung_max.clone_from(&settings.rung_max);
-    let note = Note {
-        worker: start.info.clone(),
-        socket: start.socket.clone(),
-        pinned: start.info.pinned,
-        kind: Some(start.engine.kind.clone()),
-        foreign: endpoint.clone(),
-    };
-    spec.note = serde_json::to_value(note).map_err(|error| failed(&error))?;
-    if let Some(endpoint) = &endpoint {
-        let target = endpoint.target().map_err(|error| failed(&error))?;
-        workers.update(id, |worker| worker.target = target);
-    }
-    let launched = process::launch(&settings.shims, spec, listener).await;
-    if launched.is_err()
-        && let Some(endpoint) = &endpoint
-    {
-        endpoint.forget();
-    }
-    launched.map(|tree| (tree, endpoint)).map_err(|error| failed(&error))
-}
-
-/// How an engine of ours is started: on a socket that is bound here and handed on.
-fn ours(start: &Start, program: PathBuf) -> Result<(Spec, UnixListener), Failure> {
-    let Start { info, socket, model, .. } = start;
-    let listener = UnixListener::bind(socket).map_err(|error| Failure::internal(&error))?;
-    let numbers = [
-        // For all slots together, as llama-server has it.
-        ("--ctx-size", u64::from(info.slots_total) * u64::from(info.ctx)),
-        ("--parallel", u64::from(info.slots_total)),
-        ("--lease-fd", SHIM_PIPE_FD as u64),
-    ];
-    let mut argv: Vec<String> = ["rbee", "worker", "serve", "--model"].map(str::to_owned).to_vec();
-    argv.push(model.to_string_lossy().into_owned());
-    argv.extend(["--alias".into(), info.model.clone()]);
-    argv.extend(["--device".into(), info.device.clone()]);
-    argv.extend(["--listen".into(), format!("fd:{LISTENER_FD}")]);
-    for (flag, number) in numbers {
-        argv.extend([flag.to_owned(), number.to_string()]);
-    }
-    let mut spec = Spec::new(info.worker_id.clone(), argv);
-    spec.program = Some(program);
-    Ok((spec, listener))
-}
-
-/// How another project's engine is started: told a loopback port and where its key is.
-fn theirs(
-    start: &Start,
-    settings: &Settings,
-    binary: &Path,
-    serve: &Serve,
-) -> Result<(Spec, Endpoint), Failure> {
-    let info = &start.info;
-    let failed = |error: std::io::Error| Failure::internal(&error);
-    let endpoint = Endpoint::make(&settings.run, &info.worker_id, serve).map_err(failed)?;
-    let values = foreign::Values {
-        model: &start.model,
-        alias: &info.model,
-        slots: info.slots_total,
-        ctx: info.ctx,
-        endpoint: &endpoint,
-    };
-    let words = foreign::command_line(serve, &values)?;
-    let name = binary.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let mut spec = Spec::new(info.worker_id.clone(), std::iter::once(name).chain(words));
-    spec.program = Some(binary.to_owned());
-    if let Some(variable) = &serve.key_env {
-        spec.env.push((variable.clone(), endpoint.key().map_err(failed)?));
-    }
-    // It does not watch its lease as our own worker does. On a GPU the driver must see its real pid.
-    spec.pid_namespace = start.engine.kind == "cpu";
-    Ok((spec, endpoint))
-}
-
-/// Loading, in either way.
-type Loading<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
-
-/// How a worker's life ended.
-enum End {
+/// What comes after an end.
+enum Then {
+    Again(Start),
     Over(Failure),
-    /// An engine that is not ours ended before it was well, and somebody else has its port.
-    PortTaken(Failure),
 }
 
-/// What ended a wait.
-enum Event {
-    Exited(process::Exit),
-    Asked(Stop),
-    Loaded(Result<(), Failure>),
-    Idle,
-    HiveStops,
-}
-
-/// The life of a worker whose tree runs, launched or adopted.
-async fn run(
-    workers: &Arc<Workers>,
-    id: &str,
-    tree: &Tree,
-    endpoint: Option<&Endpoint>,
-    phase: &watch::Sender<Phase>,
-    stops: &mut mpsc::Receiver<Stop>,
-) -> End {
-    let shutdown = workers.hive_shutdown().clone();
-    let mut loading: Option<Loading<'_>> = Some(match endpoint {
-        None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
-        Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
-    });
-    let end = loop {
-        let event = tokio::select! {
-            exit = tree.exited() => Event::Exited(exit),
-            Some(stop) = stops.recv() => Event::Asked(stop),
-            outcome = async { loading.as_mut().expect("guarded by the condition").await }, if loading.is_some() => Event::Loaded(outcome),
-            () = idle(workers, id), if loading.is_none() => Event::Idle,
-            () = shutdown.drained() => Event::HiveStops,
-        };
-        match event {
-            Event::Loaded(Ok(())) => {
-                loading = None;
-                workers.update(id, |worker| {
-                    worker.info.state = WorkerState::Ready;
-                    worker.used = Instant::now();
-                });
-                phase.send_replace(Phase::Ready);
-            }
-            Event::Loaded(Err(failure)) => {
-                // A worker that is about to exit says why better than its broken stream does.
-                let told = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
-                tree.stop(Duration::ZERO).await;
-                break if told { crashed(id, tree, &failure.message) } else { with_log(failure, tree) };
-            }
-            Event::Exited(exit) => {
-                tree.ended().await;
-                let failure = crashed(id, tree, &exit.to_string());
-                if loading.is_some() && endpoint.is_some_and(Endpoint::is_taken) {
-                    return End::PortTaken(failure);
+impl Life {
+    /// From the launch, or from what an earlier hive has left, to the end; a pinned worker has several lives.
+    pub async fn live(mut self, mut held: Option<Held>) {
+        let mut restarts = Restarts::new(self.workers.settings().restart_pause);
+        // One that never served is not tried again: whoever asked for it is told why, and can do something about it.
+        let mut has_served = held.is_some();
+        let mut again = false;
+        let failure = loop {
+            let end = match held.take() {
+                Some(held) => self.run(&held).await,
+                None => self.launch_and_run(again).await,
+            };
+            match end {
+                End::Left => {
+                    tracing::info!(worker = self.id, "left to the next hive");
+                    self.forget(Failure::new(Code::ShuttingDown, "the hive hands its workers over"));
+                    return;
                 }
-                break failure;
+                End::Over(failure) => {
+                    self.remember(&failure, Crash::No);
+                    break failure;
+                }
+                End::Crash { failure, served } => {
+                    has_served |= served.is_some();
+                    let pause = if has_served { restarts.after(served) } else { None };
+                    match self.after_crash(failure, pause, restarts.count()).await {
+                        Then::Again(start) => self.start = Some(start),
+                        Then::Over(failure) => break failure,
+                    }
+                    again = true;
+                }
             }
-            Event::Asked(stop) => {
-                end_in_order(workers, id, tree, stop.grace, Some(stop.reply)).await;
-                break Failure::new(Code::WorkerLost, format!("worker {id} was stopped"));
-            }
-            Event::Idle => {
-                tracing::info!(worker = id, "stopping an idle worker");
-                end_in_order(workers, id, tree, Duration::ZERO, None).await;
-                break Failure::new(Code::WorkerLost, format!("worker {id} was stopped for being idle"));
-            }
-            Event::HiveStops => {
-                end_in_order(workers, id, tree, DRAIN_MAX, None).await;
-                break Failure::new(Code::ShuttingDown, "the hive is shutting down");
+        };
+        tracing::info!(worker = self.id, reason = failure.message, "worker ended");
+        self.remove_socket();
+        self.forget(failure);
+    }
+
+    /// Waits before a pinned worker's next life; any other is over.
+    async fn after_crash(&mut self, failure: Failure, pause: Option<Duration>, count: u32) -> Then {
+        let shutdown = self.workers.hive_shutdown().clone();
+        let info = self.workers.get(&self.id).map(|worker| worker.info).ok();
+        let is_pinned = info.as_ref().is_some_and(|info| info.pinned) && !shutdown.is_draining();
+        let (Some(pause), Some(start), Some(info), true) = (pause, self.start.take(), info, is_pinned) else {
+            self.remember(&failure, Crash::Last);
+            return Then::Over(failure);
+        };
+        tracing::warn!(
+            worker = self.id,
+            reason = failure.message,
+            restart = count,
+            of = RESTARTS_MAX,
+            pause_ms = pause.as_millis() as u64,
+            "a pinned worker crashed"
+        );
+        self.remember(&failure, Crash::Restart(count));
+        // Its place in the table stays: requests wait for it rather than have another one started.
+        self.workers.update(&self.id, |worker| {
+            worker.info.state = WorkerState::Starting;
+            worker.info.pid = None;
+        });
+        self.phase.send_replace(Phase::Starting);
+        self.remove_socket();
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {
+                    return Then::Again(Start { info: WorkerInfo { pid: None, ..info }, ..start });
+                }
+                Some(order) = self.orders.recv() => if let Order::Stop { reply, .. } = order {
+                    // Whoever asked may have left.
+                    let _ = reply.send(Receipt::default());
+                    return Then::Over(stopped(&self.id));
+                },
+                () = shutdown.drained() => {
+                    return Then::Over(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
+                }
             }
         }
-    };
-    End::Over(end)
+    }
+
+    async fn launch_and_run(&mut self, again: bool) -> End {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let Some(start) = &self.start else {
+                return End::Over(Failure::new(Code::WorkerLost, "how it was started is not known"));
+            };
+            let (tree, endpoint) = match launch(&self.workers, start, again).await {
+                Ok(launched) => launched,
+                Err(failure) => return End::Crash { failure, served: None },
+            };
+            self.workers.update(&self.id, |worker| worker.info.pid = Some(tree.pid()));
+            let held = Held { tree, endpoint };
+            match self.run(&held).await {
+                End::Crash { failure, served: None }
+                    if held.endpoint.as_ref().is_some_and(Endpoint::is_taken) =>
+                {
+                    if tries == foreign::PORT_TRIES_MAX {
+                        return End::Crash { failure, served: None };
+                    }
+                    tracing::info!(worker = self.id, "its port was taken meanwhile; trying another");
+                }
+                end => return end,
+            }
+        }
+    }
+
+    fn remember(&self, failure: &Failure, crash: Crash) {
+        if let Ok(worker) = self.workers.get(&self.id) {
+            self.workers.ends.add(Ended::of(&worker.info, failure, crash));
+        }
+    }
+
+    /// Takes it out of the table, and tells those who wait why.
+    fn forget(&self, failure: Failure) {
+        self.phase.send_replace(Phase::Failed(failure));
+        self.workers.remove(&self.id);
+    }
+
+    fn remove_socket(&self) {
+        if let Err(error) = std::fs::remove_file(&self.socket)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.socket.display(), %error, "a worker's socket could not be removed");
+        }
+    }
+
+    /// The life of a worker whose tree runs, launched or adopted.
+    async fn run(&mut self, held: &Held) -> End {
+        let end = self.watch(held).await;
+        if let (Some(endpoint), false) = (&held.endpoint, matches!(end, End::Left)) {
+            endpoint.forget();
+        }
+        end
+    }
+
+    async fn watch(&mut self, Held { tree, endpoint }: &Held) -> End {
+        let (workers, id, phase) = (&self.workers, self.id.as_str(), &self.phase);
+        let orders = &mut self.orders;
+        let shutdown = workers.hive_shutdown().clone();
+        let mut loading: Option<Loading<'_>> = Some(match endpoint {
+            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
+            Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
+        });
+        let mut serving_since: Option<Instant> = None;
+        loop {
+            let event = tokio::select! {
+                exit = tree.exited() => Event::Exited(exit),
+                Some(order) = orders.recv() => Event::Asked(order),
+                outcome = async { loading.as_mut().expect("guarded by the condition").await }, if loading.is_some() => Event::Loaded(outcome),
+                () = idle(workers, id), if loading.is_none() => Event::Idle,
+                () = shutdown.drained() => Event::HiveStops,
+            };
+            let served = serving_since.map(|since| since.elapsed());
+            match event {
+                Event::Loaded(Ok(())) => {
+                    loading = None;
+                    serving_since = Some(Instant::now());
+                    workers.update(id, |worker| {
+                        worker.info.state = WorkerState::Ready;
+                        worker.used = Instant::now();
+                    });
+                    phase.send_replace(Phase::Ready);
+                }
+                Event::Loaded(Err(failure)) => {
+                    // A worker that is about to exit says why better than its broken stream does.
+                    let told = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
+                    tree.stop(Duration::ZERO).await;
+                    let failure =
+                        if told { crashed(id, tree, &failure.message) } else { with_log(failure, tree) };
+                    return End::Crash { failure, served };
+                }
+                Event::Exited(exit) => {
+                    // Said before the rest of its tree has gone: nobody is to be sent to it any more.
+                    workers.update(id, |worker| worker.info.state = WorkerState::Failed);
+                    tree.ended().await;
+                    return End::Crash { failure: crashed(id, tree, &exit.to_string()), served };
+                }
+                Event::Asked(Order::Pin) => tree.renote(pinned(tree.note())).await,
+                Event::Asked(Order::Stop { grace, reply }) => {
+                    end_in_order(workers, id, tree, grace, Some(reply)).await;
+                    return End::Over(stopped(id));
+                }
+                Event::Idle => {
+                    tracing::info!(worker = id, "stopping an idle worker");
+                    end_in_order(workers, id, tree, Duration::ZERO, None).await;
+                    let why = format!("worker {id} was stopped for being idle");
+                    return End::Over(Failure::new(Code::WorkerLost, why));
+                }
+                Event::HiveStops if workers.is_handing_over() => {
+                    workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+                    quiet(workers, id, tree, DRAIN_MAX).await;
+                    // Its end may be what made it quiet.
+                    if let Ok(exit) = tokio::time::timeout(Duration::ZERO, tree.exited()).await {
+                        return End::Crash { failure: crashed(id, tree, &exit.to_string()), served };
+                    }
+                    tree.detach().await;
+                    return End::Left;
+                }
+                Event::HiveStops => {
+                    end_in_order(workers, id, tree, DRAIN_MAX, None).await;
+                    return End::Over(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
+                }
+            }
+        }
+    }
+}
+
+fn stopped(id: &str) -> Failure {
+    Failure::new(Code::WorkerLost, format!("worker {id} was stopped"))
+}
+
+/// A shim's note of a worker that is pinned from now on. What else stands in it stays.
+fn pinned(note: &serde_json::Value) -> serde_json::Value {
+    let mut note = note.clone();
+    note["pinned"] = true.into();
+    note["worker"]["pinned"] = true.into();
+    note
 }
 
 /// Waits for an engine that is not ours, and says that it loads.
@@ -381,6 +413,20 @@ async fn end_in_order(
     reply: Option<oneshot::Sender<Receipt>>,
 ) {
     workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+    quiet(workers, id, tree, grace).await;
+    workers.update(id, |worker| worker.info.state = WorkerState::Stopping);
+    let memory = process::memory_bytes(tree.pid()).unwrap_or(0);
+    let stop_grace = if grace.is_zero() { Duration::ZERO } else { WORKER_GRACE };
+    let mut receipt = tree.stop(stop_grace).await;
+    receipt.memory_returned_bytes += memory;
+    if let Some(reply) = reply {
+        // Whoever asked may have left; the worker is gone all the same.
+        let _ = reply.send(receipt);
+    }
+}
+
+/// Waits until no request is at work, no longer than `grace`.
+async fn quiet(workers: &Workers, id: &str, tree: &Tree, grace: Duration) {
     let is_quiet = |table: &crate::hive::workers::Table| {
         table.get(id).is_none_or(|worker: &Worker| worker.info.slots_busy == 0)
     };
@@ -390,15 +436,6 @@ async fn end_in_order(
         () = tokio::time::sleep(grace) => {}
         () = workers.hive_shutdown().stopped() => {}
         _ = tree.exited() => {}
-    }
-    workers.update(id, |worker| worker.info.state = WorkerState::Stopping);
-    let memory = process::memory_bytes(tree.pid()).unwrap_or(0);
-    let stop_grace = if grace.is_zero() { Duration::ZERO } else { WORKER_GRACE };
-    let mut receipt = tree.stop(stop_grace).await;
-    receipt.memory_returned_bytes += memory;
-    if let Some(reply) = reply {
-        // Whoever asked may have left; the worker is gone all the same.
-        let _ = reply.send(receipt);
     }
 }
 
@@ -416,43 +453,4 @@ fn with_log(failure: Failure, tree: &Tree) -> Failure {
     };
     details.insert("log".into(), json!(tree.tail(LOG_TAIL_LINES)));
     failure.with(details.into())
-}
-
-fn remove_socket(socket: &Path) {
-    if let Err(error) = std::fs::remove_file(socket)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %socket.display(), %error, "a worker's socket could not be removed");
-    }
-}
-
-/// What a worker gets of its hive's environment, and what it always gets. No token is on the list.
-pub fn environment(of_hive: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
-    /// Where the worker finds its own configuration and libraries, and which GPUs it may see.
-    const PASSED_ON: &[&str] = &[
-        "HOME",
-        "PATH",
-        "LANG",
-        "TMPDIR",
-        "XDG_CONFIG_HOME",
-        "RBEE_CONFIG",
-        "RBEE_LOG",
-        "RBEE_LOG_FORMAT",
-        "RBEE_THREADS",
-        "RBEE_THREADS_BATCH",
-        "RBEE_BATCH_SIZE",
-        "RBEE_UBATCH_SIZE",
-        "RBEE_N_GPU_LAYERS",
-        "RBEE_CACHE_TYPE_K",
-        "RBEE_CACHE_TYPE_V",
-        "RBEE_FLASH_ATTN",
-        "RBEE_CHAT_TEMPLATE",
-        "RBEE_CHAT_TEMPLATE_FILE",
-        "LD_LIBRARY_PATH",
-        "CUDA_VISIBLE_DEVICES",
-        "NVIDIA_VISIBLE_DEVICES",
-    ];
-    let passed_on = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), of_hive(name)?)));
-    // A crash must not call a debugger to print itself: slow, noisy, and it would ptrace.
-    passed_on.chain([("GGML_NO_BACKTRACE".to_owned(), "1".to_owned())]).collect()
 }

@@ -1,9 +1,10 @@
 //! This node's workers: who runs, in what state, and the verbs: spawn, stop, adopt. One cell holds what is known and
 //! publishes every change; one task a worker (`supervise`) moves it through its states.
 
+use crate::hive::ends::Ends;
 use crate::hive::engines::Engine;
 use crate::hive::foreign::Endpoint;
-use crate::hive::supervise::{self, Phase, Start, Stop};
+use crate::hive::supervise::{self, Held, Life, Order, Phase, Start};
 use crate::http::client::Target;
 use crate::process::{self, Tree};
 use crate::shutdown::Shutdown;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub logs: PathBuf,
     pub orphan_ttl: Duration,
     pub idle_ttl: Duration,
+    /// Before a pinned worker's first restart; see `restarts`.
+    pub restart_pause: Duration,
     /// The strongest rung of the containment ladder that is used; the node's best if not said.
     pub rung_max: Option<String>,
     /// What workers get of this process's environment.
@@ -50,6 +54,9 @@ pub struct Note {
     /// For an engine that is not ours, which has no socket.
     #[serde(default)]
     pub foreign: Option<Endpoint>,
+    /// The model's file, for the next start of a pinned worker; not in older records.
+    #[serde(default)]
+    pub model: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,7 +68,7 @@ pub struct Worker {
     /// When it was last asked something, on the clock that does not jump.
     pub used: Instant,
     phase: watch::Receiver<Phase>,
-    stop: mpsc::Sender<Stop>,
+    orders: mpsc::Sender<Order>,
     /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
     waiting: u32,
 }
@@ -73,6 +80,9 @@ pub struct Workers {
     hive: String,
     settings: Settings,
     table: watch::Sender<Table>,
+    pub ends: Ends,
+    /// Set before the shutdown: workers are left to the next hive then, not stopped.
+    handing_over: AtomicBool,
     shutdown: Shutdown,
 }
 
@@ -89,6 +99,8 @@ impl Workers {
             hive: hive.to_owned(),
             settings,
             table: watch::Sender::new(Table::new()),
+            ends: Ends::default(),
+            handing_over: AtomicBool::new(false),
             shutdown,
         })
     }
@@ -107,10 +119,8 @@ impl Workers {
 
     pub fn get(&self, id: &str) -> Result<Worker, Failure> {
         self.table.borrow().get(id).cloned().ok_or_else(|| {
-            Failure::new(
-                Code::WorkerNotFound,
-                format!("this hive runs no worker {id}; see `rbee workers list`"),
-            )
+            let unknown = format!("this hive runs no worker {id}; see `rbee workers list`");
+            self.ends.not_running(id, Failure::new(Code::WorkerNotFound, unknown))
         })
     }
 
@@ -132,7 +142,7 @@ impl Workers {
     pub fn spawn(self: &Arc<Self>, want: &WorkerSpawn, plan: Planned) -> Result<String, Failure> {
         let id = fresh_id();
         let (phase, phases) = watch::channel(Phase::Starting);
-        let (stop, stops) = mpsc::channel(supervise::STOPS_MAX);
+        let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
         let socket = self.settings.run.join(format!("{id}.sock"));
         let info = WorkerInfo {
             worker_id: id.clone(),
@@ -157,7 +167,7 @@ impl Workers {
             target: Target::unix(&socket),
             used: Instant::now(),
             phase: phases,
-            stop,
+            orders,
             waiting: 0,
         };
         let mut outcome = Ok(id.clone());
@@ -178,9 +188,9 @@ impl Workers {
             true
         });
         if outcome.as_ref().is_ok_and(|chosen| *chosen == id) {
-            let start = Start { info, engine: plan.engine, socket, model: plan.path };
-            let task = supervise::start(self.clone(), start, phase, stops);
-            self.shutdown.spawn(task);
+            let start = Start { info, engine: plan.engine, socket: socket.clone(), model: plan.path };
+            let life = Life { workers: self.clone(), id, socket, start: Some(start), phase, orders: asked };
+            self.shutdown.spawn(life.live(None));
         }
         outcome
     }
@@ -240,15 +250,35 @@ impl Workers {
         let worker = self.get(id)?;
         let (reply, receipt) = oneshot::channel();
         let gone = || Failure::new(Code::WorkerNotFound, format!("worker {id} has ended"));
-        worker.stop.send(Stop { grace, reply }).await.map_err(|_| gone())?;
+        worker.orders.send(Order::Stop { grace, reply }).await.map_err(|_| gone())?;
         receipt.await.map_err(|_| gone())
     }
 
+    /// Pins a worker that may have been started unpinned; its shim will tell the next hive.
+    pub async fn pin(&self, id: &str) -> Result<(), Failure> {
+        let worker = self.get(id)?;
+        if !worker.info.pinned {
+            self.update(id, |worker| worker.info.pinned = true);
+            let gone = |_| Failure::new(Code::WorkerNotFound, format!("worker {id} has ended"));
+            worker.orders.send(Order::Pin).await.map_err(gone)?;
+        }
+        Ok(())
+    }
+
+    /// From the next drain of this hive on its workers are left to the next one.
+    pub fn hand_over(&self) {
+        self.handing_over.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_handing_over(&self) -> bool {
+        self.handing_over.load(Ordering::SeqCst)
+    }
+
     /// Takes over what an earlier hive left running, models loaded.
-    pub async fn adopt(self: &Arc<Self>) {
+    pub async fn adopt(self: &Arc<Self>, engines: &[Engine]) {
         for tree in process::adopt(&self.settings.shims).await {
             match serde_json::from_value::<Note>(tree.note().clone()) {
-                Ok(note) => self.adopt_one(tree, note),
+                Ok(note) => self.adopt_one(tree, note, engines),
                 Err(error) => {
                     tracing::warn!(id = tree.id(), %error, "a worker's note does not read; it is stopped");
                     tree.stop(Duration::ZERO).await;
@@ -257,18 +287,26 @@ impl Workers {
         }
     }
 
-    fn adopt_one(self: &Arc<Self>, tree: Tree, note: Note) {
+    fn adopt_one(self: &Arc<Self>, tree: Tree, note: Note, engines: &[Engine]) {
         let id = note.worker.worker_id.clone();
         let (phase, phases) = watch::channel(Phase::Starting);
-        let (stop, stops) = mpsc::channel(supervise::STOPS_MAX);
+        let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
         let info = WorkerInfo {
             hive: self.hive.clone(),
             state: WorkerState::Starting,
             slots_busy: 0,
             pid: Some(tree.pid()),
             last_used: now_ms(),
+            pinned: note.pinned,
             ..note.worker
         };
+        let engine = engines.iter().find(|engine| engine.id == info.worker).cloned();
+        let start = engine.zip(note.model).map(|(engine, model)| Start {
+            info: info.clone(),
+            engine,
+            socket: note.socket.clone(),
+            model,
+        });
         tracing::info!(worker = id, model = info.model, pid = tree.pid(), "adopting a worker");
         let target = match &note.foreign {
             None => Target::unix(&note.socket),
@@ -281,14 +319,14 @@ impl Workers {
             target,
             used: Instant::now(),
             phase: phases,
-            stop,
+            orders,
             waiting: 0,
         };
         self.table.send_modify(|table| {
             table.insert(id.clone(), worker);
         });
-        let task = supervise::adopted(self.clone(), id, tree, note.socket, note.foreign, phase, stops);
-        self.shutdown.spawn(task);
+        let life = Life { workers: self.clone(), id, socket: note.socket, start, phase, orders: asked };
+        self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign })));
     }
 
     /// Changes a worker's facts and publishes them.

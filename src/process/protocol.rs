@@ -89,6 +89,9 @@ pub(super) struct Hello {
 pub(super) struct Asked {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
+    /// A new note in place of that of the launch; a shim that does not know the word keeps the old one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<Value>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

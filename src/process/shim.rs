@@ -381,7 +381,14 @@ impl Shim {
                 None => false,
             }
         });
-        for Asked { stop } in asked {
+        for Asked { stop, note } in asked {
+            if let Some(note) = note {
+                self.record.spec.note = note;
+                // A hive that adopts hears it from us; the file is for people and for a sweep.
+                if let Err(error) = self.files.write(&self.record) {
+                    eprintln!("rbee shim: {error}");
+                }
+            }
             if let Some(stop) = stop {
                 self.terminate(Duration::from_millis(stop.grace_ms));
             }

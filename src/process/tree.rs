@@ -54,6 +54,7 @@ struct State {
 #[derive(Debug)]
 enum Ask {
     Stop(Duration),
+    Note(Value),
     Detach,
 }
 
@@ -214,6 +215,12 @@ impl Tree {
         self.until(|state| state.detached || state.receipt.is_some()).await;
     }
 
+    /// Gives the shim another note to keep, for the next hive that adopts the tree.
+    pub async fn renote(&self, note: Value) {
+        // Refused only when the holder has ended, and with it the tree.
+        let _ = self.asks.send(Ask::Note(note)).await;
+    }
+
     /// The output, if the tree has no log or tells it; the first caller gets it.
     pub fn lines(&self) -> Option<Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -290,6 +297,7 @@ impl Holder {
                 },
                 ask = self.asked.recv() => match ask {
                     Some(Ask::Stop(grace)) => self.ask_to_stop(grace).await,
+                    Some(Ask::Note(note)) => self.ask(&Asked { note: Some(note), ..Asked::default() }).await,
                     Some(Ask::Detach) | None => return self.state.send_modify(|state| state.detached = true),
                 },
                 () = tokio::time::sleep_until(deaf_at), if self.answer_until.is_some() => {
@@ -348,11 +356,14 @@ impl Holder {
     async fn ask_to_stop(&mut self, grace: Duration) {
         let grace = grace.min(GRACE_MAX);
         let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
-        let words = frame(&Asked { stop: Some(Stop { grace_ms }) });
         let until = Instant::now() + grace + STOP_ANSWER_MAX;
         self.answer_until = Some(self.answer_until.map_or(until, |before| before.min(until)));
+        self.ask(&Asked { stop: Some(Stop { grace_ms }), ..Asked::default() }).await;
+    }
+
+    async fn ask(&mut self, asked: &Asked) {
         // A shim that is gone is noticed by the reader.
-        let _ = self.wire.stream.write_all(&words).await;
+        let _ = self.wire.stream.write_all(&frame(asked)).await;
     }
 
     /// The connection closed without a receipt: the shim was killed. What it left is ended here.
