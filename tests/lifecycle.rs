@@ -1,7 +1,10 @@
 //! A worker's life beyond its first: crashes and restarts, pins, drains, and a hive that hands its workers to the next.
 
-use crate::support::node::{Answer, Daemon, Place, alone, chat, is_alive, roomy, signal_pid, until};
+use crate::support::node::{
+    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until,
+};
 use rbee::wire::Code;
+use rbee::wire::job::Terminator;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -168,5 +171,150 @@ fn a_spawn_that_pins_a_running_worker_is_remembered_by_the_next_hive_which_resta
         let restarted = again(&hive, &worker["worker_id"], pid_of(&worker));
         assert_eq!(restarted["pinned"], true);
         assert!(hive.terminate().success());
+    });
+}
+
+/// A queen and a hive called `one`.
+fn fleet(place: &Place, more: &[&str]) -> (Daemon, Daemon) {
+    let queen = Daemon::start(place, "queen serve", &[]);
+    let url = queen.url();
+    let hive = Daemon::start(place, "hive serve", &[&["--name", "one", "--queen", &url], more].concat());
+    queen.has_hives(1);
+    (queen, hive)
+}
+
+#[track_caller]
+fn has_state(queen: &Daemon, state: &str) {
+    until("the hive's state is told", || match queen.get("/v1/hives/one").json() {
+        hive if hive["state"] == state => Ok(()),
+        hive => Err(hive.to_string()),
+    });
+}
+
+#[test]
+fn how_a_worker_ended_is_told_through_the_queen_and_by_the_command_line() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, _hive) = fleet(&place, SOON);
+        let model = queen.register(&place, None);
+        let worker = spawn(&queen, &model, json!({"pin": true}));
+        let id = worker["worker_id"].as_str().unwrap();
+        signal_pid(pid_of(&worker), Signal::KILL);
+        again(&queen, &worker["worker_id"], pid_of(&worker));
+        let shown = place.rbee(&["workers", "get", id, "--queen", &queen.url()]);
+        let (answer, _) = said(&shown);
+        assert!(answer.contains("was restarted") && answer.contains("signal 9"), "{shown:?}");
+
+        queen.job(&json!({"operation": "worker_stop", "worker_id": id})).done();
+        let failure = is_gone(&queen, &worker["worker_id"]).failure();
+        assert!(failure.message.contains("was stopped"), "{failure}");
+        let shown = place.rbee(&["workers", "get", id, "--queen", &queen.url()]);
+        let (_, narrated) = said(&shown);
+        assert!(shown.status.code() == Some(1) && narrated.contains("was stopped"), "{shown:?}");
+    });
+}
+
+#[test]
+fn a_drain_finishes_what_runs_takes_nothing_new_and_ends_when_the_workers_have_stopped() {
+    alone(|| {
+        const TOKENS: u32 = 1_500;
+        let place = Place::with_model(&roomy());
+        let (queen, _hive) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        queen.spawn_roomy(&model);
+        let mut stream = queen.stream(CHAT, &chat(&model, TOKENS, true));
+        stream.take(5);
+        std::thread::scope(|scope| {
+            let drain = scope.spawn(|| place.rbee(&["hive", "drain", "one", "--queen", &queen.url()]));
+            has_state(&queen, "draining");
+            let refused = queen.post(CHAT, &chat(&model, 1, false));
+            assert_eq!((refused.status, refused.failure().code), (503, Code::ShuttingDown));
+            let refused = queen.job(&json!({"operation": "worker_spawn", "model": model, "ctx": 256}));
+            assert_eq!(refused.find("error").unwrap()["code"], "SHUTTING_DOWN", "{refused:?}");
+            let ended = stream.rest();
+            assert!(
+                ended.is_clean() && ended.events.len() > 100,
+                "{:?} {}",
+                ended.broken,
+                ended.events.len()
+            );
+            let drained = drain.join().unwrap();
+            assert!(drained.status.success(), "{drained:?}");
+        });
+        assert_eq!(queen.workers(), [] as [Value; 0]);
+        assert_eq!(place.processes_of("worker serve"), [] as [i32; 0]);
+        has_state(&queen, "draining");
+
+        let undone = place.rbee(&["hive", "drain", "one", "--undo", "--queen", &queen.url()]);
+        assert!(undone.status.success(), "{undone:?}");
+        has_state(&queen, "online");
+        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+    });
+}
+
+#[test]
+fn a_drain_that_is_cancelled_is_undone_and_what_ran_runs_on() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let (queen, _hive) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        let worker = queen.spawn_roomy(&model);
+        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
+        stream.take(5);
+        let drain = json!({"operation": "hive_drain", "name": "one"});
+        let id = queen.post("/v1/jobs", &drain).json()["job_id"].as_str().unwrap().to_owned();
+        has_state(&queen, "draining");
+        let cancelled = queen.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
+        assert_eq!((cancelled.status, &cancelled.json()["status"]), (200, &json!("cancelled")));
+        assert_eq!(queen.follow(&id).terminator, Terminator::Cancelled);
+        has_state(&queen, "online");
+        stream.take(5);
+        assert_eq!(queen.workers()[0]["pid"], worker["pid"]);
+        let unknown = queen.job(&json!({"operation": "hive_drain", "name": "nobody"}));
+        assert_eq!(unknown.find("error").unwrap()["code"], "HIVE_NOT_FOUND", "{unknown:?}");
+    });
+}
+
+#[test]
+fn a_handover_finishes_the_stream_and_leaves_the_worker_to_the_next_hive_with_its_model_loaded() {
+    alone(|| {
+        const TOKENS: u32 = 1_500;
+        let place = Place::with_model(&roomy());
+        let (queen, mut hive) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        let worker = queen.spawn_roomy(&model);
+        let mut stream = queen.stream(CHAT, &chat(&model, TOKENS, true));
+        stream.take(5);
+        let answer = hive.post("/v1/handover", &json!({}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["workers"], json!([worker["worker_id"]]));
+        let ended = stream.rest();
+        assert!(ended.is_clean() && ended.events.len() > 100, "{:?} {}", ended.broken, ended.events.len());
+        assert!(hive.ended().success());
+        assert!(is_alive(pid_of(&worker)));
+
+        let next = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
+        let adopted = again(&queen, &worker["worker_id"], 0);
+        assert_eq!(adopted["pid"], worker["pid"]);
+        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        assert_eq!(worker_logs(&place), 1, "the model was loaded again");
+        assert!(next.terminate().success());
+        assert!(!is_alive(pid_of(&worker)));
+    });
+}
+
+#[test]
+fn a_handover_may_be_asked_for_through_the_queen_and_without_a_next_hive_the_worker_ends() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, mut hive) = fleet(&place, &["--orphan-ttl", "1s"]);
+        let model = queen.register(&place, None);
+        let worker = spawn(&queen, &model, json!({}));
+        let answer = queen.post("/v1/hives/one/v1/handover", &json!({}));
+        assert_eq!(answer.json()["status"], "handing_over", "{answer:?}");
+        assert!(hive.ended().success());
+        assert!(queen.terminate().success());
+        place.is_deserted_within(PATIENCE);
+        assert!(!is_alive(pid_of(&worker)));
     });
 }

@@ -37,6 +37,7 @@ pub enum Action {
     HiveStop,
     HiveList,
     HiveGet,
+    HiveDrain,
     WorkerServe,
     WorkerSpawn,
     WorkerAvailable,

@@ -90,6 +90,17 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::HiveDrain,
+        path: &["hive", "drain"],
+        group: Group::Fleet,
+        summary: "take a machine out of service: no new requests, its workers stop when they are done",
+        details: "Ends when nothing runs there any more; Ctrl-C puts it back to work. It stays drained until --undo, or until \
+                  its hive is started again. Pinned workers stop, too, and are not started again by --undo.",
+        positionals: &[required("NAME", "the hive's name")],
+        flags: &[&UNDO],
+        ..COMMAND
+    },
+    Command {
         action: Action::WorkersList,
         path: &["workers", "list"],
         aliases: &[&["workers", "ls"], &["ps"]],

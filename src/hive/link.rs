@@ -94,8 +94,10 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
     };
     let mut workers = hive.workers.watch();
     let mut changed = hive.models_changed.subscribe();
+    let mut drained = hive.drained.subscribe();
     workers.borrow_and_update();
     changed.borrow_and_update();
+    drained.borrow_and_update();
     let mut known_devices = devices::devices().await;
     send(TelemetryV1::Full(HiveV1 {
         name: hive.options.name.clone(),
@@ -103,7 +105,7 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
         listen: hive.options.base_url.clone(),
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
-        draining: hive.shutdown.is_draining(),
+        draining: hive.is_draining(),
         devices: known_devices.iter().cloned().map(Into::into).collect(),
         workers: hive.workers.infos().into_iter().map(Into::into).collect(),
         models: models::names(hive).into_iter().map(Into::into).collect(),
@@ -121,6 +123,10 @@ async fn tell(hive: &Hive, frames: &mpsc::Sender<Bytes>) -> Result<(), TellError
             () = hive.shutdown.drained(), if !draining => {
                 draining = true;
                 send(TelemetryV1::Draining(true)).await?;
+            }
+            _ = drained.changed() => {
+                drained.borrow_and_update();
+                send(TelemetryV1::Draining(hive.is_draining())).await?;
             }
             _ = workers.changed() => {
                 workers.borrow_and_update();

@@ -4,9 +4,11 @@
 mod builds;
 mod choose;
 mod devices;
+mod drain;
 mod ends;
 mod engines;
 mod foreign;
+mod handover;
 mod launching;
 mod link;
 mod models;
@@ -65,6 +67,8 @@ pub struct Hive {
     jobs: Jobs,
     /// Wakes telemetry when a model came or went.
     models_changed: watch::Sender<()>,
+    /// Out of service by somebody's wish; see `drain`.
+    drained: watch::Sender<bool>,
     started_at: u64,
     shutdown: Shutdown,
 }
@@ -85,6 +89,7 @@ impl Hive {
             store,
             jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
             models_changed: watch::Sender::new(()),
+            drained: watch::Sender::new(false),
             started_at: now_ms(),
             shutdown,
             options,

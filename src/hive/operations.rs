@@ -3,7 +3,7 @@
 use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
-use crate::hive::{Hive, devices, models, processes};
+use crate::hive::{Hive, devices, drain, models, processes};
 use crate::job::{Context, Outcome};
 use crate::model::Stored;
 use crate::wire::job::{JobEvent, Receipt};
@@ -57,6 +57,7 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
         HiveOperation::ModelAliasList => Outcome::Done(json!({ "aliases": hive.store.aliases() })),
         HiveOperation::ModelAliasSet { name, model } => models::set_alias(&hive, &name, &model).into(),
         HiveOperation::ModelAliasRemove { name } => models::remove_alias(&hive, &name).into(),
+        HiveOperation::HiveDrain { undo } => drain::drain(&hive, undo, &job).await,
         HiveOperation::Status => Outcome::Done(json!({
             "hive": hive.info(),
             "capabilities": hive.capabilities().await,
@@ -68,6 +69,9 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
 }
 
 async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) -> Outcome {
+    if let Err(failure) = hive.takes_work() {
+        return Outcome::Failed(failure);
+    }
     let started = Instant::now();
     let cancelled =
         |receipt| Outcome::Cancelled(Receipt { ms: started.elapsed().as_millis() as u64, ..receipt });

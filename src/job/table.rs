@@ -276,6 +276,18 @@ impl Jobs {
         jobs.iter().map(|job| job.summary()).collect()
     }
 
+    /// Waits until none of the jobs that count runs any more.
+    pub async fn quiet(&self, counts: impl Fn(&str) -> bool) {
+        loop {
+            let running =
+                self.table().jobs.values().find(|job| !job.has_ended() && counts(&job.operation)).cloned();
+            match running {
+                Some(job) => drop(job.ended().await),
+                None => return,
+            }
+        }
+    }
+
     /// A job with its result.
     pub async fn record(&self, job: &Job) -> Result<JobRecord, Failure> {
         let mut record = job.summary();

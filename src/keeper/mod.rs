@@ -95,6 +95,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
         Action::HiveList => hives::list(settings, render).await,
         Action::HiveGet => hives::get(settings, render).await,
+        Action::HiveDrain => hives::drain(settings, render).await,
         Action::WorkerSpawn => workers::spawn(settings, render).await,
         Action::WorkerAvailable => worker::available(settings, render).await,
         Action::WorkerInstalled => worker::list(settings, render).await,

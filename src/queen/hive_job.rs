@@ -5,7 +5,7 @@ use crate::http::link::Caller;
 use crate::http::{client, request, sse};
 use crate::job::{Context, Outcome};
 use crate::queen::registry::{Registry, TELEMETRY_SILENCE_MAX};
-use crate::wire::fleet::{HiveInfo, ModelNames};
+use crate::wire::fleet::{HiveInfo, HiveState, ModelNames};
 use crate::wire::job::{JOB_ID_HEADER, JobAccepted, JobCancelled, JobEvent, JobId, Receipt, Terminator};
 use crate::wire::operation::HiveOperation;
 use crate::wire::{Code, Failure, failure};
@@ -145,6 +145,10 @@ impl HiveJob {
             HiveOperation::WorkerSpawn(_) => {
                 let id = field("worker_id");
                 Box::new(move |hive| hive.workers.iter().any(|worker| worker.worker_id == id))
+            }
+            HiveOperation::HiveDrain { undo } => {
+                let undo = *undo;
+                Box::new(move |hive| (hive.state == HiveState::Draining) != undo)
             }
             _ => return,
         };

@@ -8,6 +8,7 @@ mod openai;
 pub mod placement;
 pub mod registry;
 mod routes;
+mod worker_facts;
 
 use crate::http::link::{self, Hello};
 use crate::job::Jobs;

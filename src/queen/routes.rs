@@ -5,7 +5,7 @@ use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Request, Response, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
-use crate::queen::{Queen, hive_job, infer, openai};
+use crate::queen::{Queen, hive_job, infer, openai, worker_facts};
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
@@ -105,7 +105,7 @@ impl Queen {
                 let fleet = self.registry.fleet();
                 Ok(reply::json(&json!({ "workers": fleet.workers().collect::<Vec<_>>() })))
             }
-            Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
+            Endpoint::Worker => Ok(reply::json(&worker_facts::facts(self, params.get(0)).await?)),
             Endpoint::Link => self.link(request),
         }
     }
@@ -224,6 +224,10 @@ impl Queen {
             }
             QueenOperation::HiveList => Outcome::Done(json!({ "hives": fleet.infos() })),
             QueenOperation::HiveGet { name } => self.registry.hive(&name).map(|hive| json!(hive.info)).into(),
+            QueenOperation::HiveDrain { name, undo } => {
+                let drain = HiveOperation::HiveDrain { undo };
+                hive_job::relay(self.registry.clone(), name, drain, context).await
+            }
             QueenOperation::Status => Outcome::Done(json!({
                 "queen": self.info(),
                 "hives": fleet.infos(),

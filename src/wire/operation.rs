@@ -65,6 +65,11 @@ pub enum HiveOperation {
     ModelAliasRemove {
         name: String,
     },
+    /// Takes the hive out of service, or puts it back.
+    HiveDrain {
+        #[serde(default)]
+        undo: bool,
+    },
     Status,
     HiveCheck,
 }
@@ -91,6 +96,7 @@ impl HiveOperation {
         "model_alias_list",
         "model_alias_set",
         "model_alias_remove",
+        "hive_drain",
         "status",
         "hive_check",
     ];
@@ -131,6 +137,7 @@ impl HiveOperation {
             HiveOperation::ModelAliasList => "model_alias_list",
             HiveOperation::ModelAliasSet { .. } => "model_alias_set",
             HiveOperation::ModelAliasRemove { .. } => "model_alias_remove",
+            HiveOperation::HiveDrain { .. } => "hive_drain",
             HiveOperation::Status => "status",
             HiveOperation::HiveCheck => "hive_check",
         }
@@ -161,9 +168,18 @@ pub struct WorkerSpawn {
 pub enum QueenOperation {
     Infer(Box<Infer>),
     ActiveWorkerList,
-    ActiveWorkerGet { worker_id: String },
+    ActiveWorkerGet {
+        worker_id: String,
+    },
     HiveList,
-    HiveGet { name: String },
+    HiveGet {
+        name: String,
+    },
+    HiveDrain {
+        name: String,
+        #[serde(default)]
+        undo: bool,
+    },
     Status,
     QueenCheck,
 }
@@ -175,6 +191,7 @@ impl QueenOperation {
         "active_worker_get",
         "hive_list",
         "hive_get",
+        "hive_drain",
         "status",
         "queen_check",
     ];
@@ -186,6 +203,7 @@ impl QueenOperation {
             QueenOperation::ActiveWorkerGet { .. } => "active_worker_get",
             QueenOperation::HiveList => "hive_list",
             QueenOperation::HiveGet { .. } => "hive_get",
+            QueenOperation::HiveDrain { .. } => "hive_drain",
             QueenOperation::Status => "status",
             QueenOperation::QueenCheck => "queen_check",
         }

@@ -4,13 +4,13 @@ use crate::config::Settings;
 use crate::http::request::percent_encode;
 use crate::keeper::KeeperError;
 use crate::keeper::follow::Follower;
-use crate::keeper::render::{Render, ago, size};
+use crate::keeper::render::{Render, ago, printable, size};
 use crate::keeper::server::Server;
 use crate::model::Reference;
 use crate::wire::fleet::{HiveInfo, WorkerInfo};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[derive(Deserialize)]
 struct Workers {
@@ -55,11 +55,21 @@ pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperErro
 
 pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let id = percent_encode(&settings.positionals().join(" "));
-    let worker: WorkerInfo = Server::of(settings)?.get(&format!("/v1/workers/{id}"), render).await?;
+    let facts: Value = Server::of(settings)?.get(&format!("/v1/workers/{id}"), render).await?;
     if render.is_json() {
-        return render.value(&json!(worker)).map_err(writing);
+        return render.value(&facts).map_err(writing);
     }
-    table(render, &[&worker]).map_err(writing)
+    let worker =
+        WorkerInfo::deserialize(&facts).map_err(|error| KeeperError::local("reading the worker", error))?;
+    table(render, &[&worker]).map_err(writing)?;
+    for end in facts["ends"].as_array().into_iter().flatten() {
+        let (at, reason) =
+            (end["at"].as_u64().unwrap_or_default(), end["reason"].as_str().unwrap_or_default());
+        let restarted = if end["restart"].is_null() { "" } else { ", and was restarted" };
+        let line = format!("crashed {} ago{restarted}: {}\n", ago(at), printable(reason));
+        render.answer(&line).map_err(writing)?;
+    }
+    Ok(())
 }
 
 pub async fn spawn(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
