@@ -147,6 +147,22 @@ impl Settings {
         }
     }
 
+    /// The flags that were typed, as they are typed again for another process; paths are absolute by now.
+    pub fn typed(&self, but: &[&str]) -> Vec<OsString> {
+        let mut words = Vec::new();
+        for (name, (values, origin)) in &self.values {
+            if !matches!(origin, Origin::Flag(_)) || but.contains(name) {
+                continue;
+            }
+            for value in values {
+                let mut word = OsString::from(format!("--{name}="));
+                word.push(value.text());
+                words.push(word);
+            }
+        }
+        words
+    }
+
     pub fn command(&self) -> &'static Command {
         self.command
     }

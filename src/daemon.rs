@@ -1,6 +1,9 @@
 //! What every long-running role does at its start: leave the terminal, take its lock, bind its addresses, say that it is
 //! ready. Each refusal says what to do about it.
 
+pub mod lines;
+pub mod log;
+
 use crate::config::Settings;
 use crate::shutdown::Shutdown;
 use std::fs::File;

@@ -2,6 +2,7 @@
 
 use rbee::cli::{self, Action, Request, Role};
 use rbee::config::Settings;
+use rbee::daemon;
 use rbee::exit::Exit;
 use rbee::serve::{self, Roles, ServeError};
 use rbee::shutdown::{self, Shutdown};
@@ -32,9 +33,9 @@ fn main() -> Exit {
 
 fn dispatch(settings: &Settings) -> Exit {
     match settings.command().role {
-        Role::Serve => daemon(settings, Roles::Both),
-        Role::Queen => daemon(settings, Roles::Queen),
-        Role::Hive => daemon(settings, Roles::Hive),
+        Role::Serve => serve_roles(settings, Roles::Both),
+        Role::Queen => serve_roles(settings, Roles::Queen),
+        Role::Hive => serve_roles(settings, Roles::Hive),
         Role::Worker => run_worker(settings),
         Role::Catalog => catalog(settings),
         Role::Keeper => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -72,16 +73,17 @@ fn unpack(positionals: &[String]) -> Exit {
     }
 }
 
-fn daemon(settings: &Settings, roles: Roles) -> Exit {
-    serving(settings, serve::run(settings, roles))
+fn serve_roles(settings: &Settings, roles: Roles) -> Exit {
+    daemon::log::begin(settings, true);
+    serving(serve::run(settings, roles))
 }
 
 fn catalog(settings: &Settings) -> Exit {
-    serving(settings, serve::catalog(settings))
+    daemon::log::begin(settings, false);
+    serving(serve::catalog(settings))
 }
 
-fn serving(settings: &Settings, served: impl Future<Output = Result<(), ServeError>>) -> Exit {
-    log(settings);
+fn serving(served: impl Future<Output = Result<(), ServeError>>) -> Exit {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DAEMON_THREADS_MAX));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime.map(|runtime| runtime.block_on(served)) {
@@ -92,7 +94,8 @@ fn serving(settings: &Settings, served: impl Future<Output = Result<(), ServeErr
 }
 
 fn run_worker(settings: &Settings) -> Exit {
-    log(settings);
+    // Its shim keeps what it says.
+    daemon::log::begin(settings, false);
     let options = match worker::Options::from_settings(settings) {
         Ok(options) => options,
         Err(error) => return fail(&error, Exit::Usage),
@@ -115,20 +118,6 @@ fn run_worker(settings: &Settings) -> Exit {
     });
     runtime.shutdown_background();
     served
-}
-
-/// Logs go to stderr; RBEE_LOG filters them as RUST_LOG does elsewhere.
-fn log(settings: &Settings) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("RBEE_LOG")
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env_lossy();
-    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if settings.text("log-format") == Some("json") {
-        to_stderr.json().init();
-    } else {
-        to_stderr.with_ansi(false).init();
-    }
 }
 
 fn print(text: &str) -> Exit {

@@ -31,6 +31,17 @@ pub enum Roles {
     Both,
 }
 
+impl Roles {
+    /// What its log is called.
+    fn name(self) -> &'static str {
+        match self {
+            Roles::Queen => "queen",
+            Roles::Hive => "hive",
+            Roles::Both => "serve",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error(transparent)]
@@ -71,6 +82,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             Lock::take(&dirs.lock(role), role)?.for_life();
         }
     }
+    daemon::log::keep(&dirs.log(roles.name()), settings.on("detach"));
 
     let name = settings.text("name").map_or_else(host_name, str::to_owned);
     let key = daemon::api_key(settings)?;
@@ -92,6 +104,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             base_url: base_url.clone(),
             journals: dirs.jobs.join("queen"),
             limits,
+            shares_its_log: roles == Roles::Both,
         };
         Queen::new(options, shutdown.clone())
     });

@@ -108,8 +108,11 @@ Ask:
 Fleet:
   hive list (ls)              the machines of the fleet
   hive get (show) NAME        one machine: devices, workers, models
+  hive drain NAME             take a machine out of service when what runs there is done
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
+  workers logs ID             what a worker says, or said before it ended
+  logs                        what queen, hives and workers say, each line with its machine
   worker spawn                start a worker for a model, before anybody asks
 
 Workers to install:
@@ -147,9 +150,11 @@ Jobs:
 Daemons:
   serve                       queen and hive in one process; what `run` starts by itself
   queen serve                 the fleet's one address; needs no GPU
+  queen start                 start the queen in the background, unless she runs
   queen status                is the queen up; exits 1 if not
   queen stop                  stop the queen of this machine
   hive serve                  this machine's devices, models and workers, for one or more queens
+  hive start                  start this machine's hive in the background, unless it runs
   hive status                 is the hive up; exits 1 if not
   hive stop                   stop the hive of this machine and its workers
   worker serve                one model behind an OpenAI-compatible address, without queen or hive

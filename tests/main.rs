@@ -20,6 +20,7 @@ mod jobs;
 mod kernels;
 mod kills;
 mod lifecycle;
+mod logs;
 mod models;
 mod output;
 mod processes;

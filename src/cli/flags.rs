@@ -124,6 +124,10 @@ pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when read
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();
 
 // The fleet.
+pub static FOLLOW: Flag = Flag::new("follow", Switch, "", "go on with the lines to come").short('f');
+pub static TAIL: Flag =
+    Flag::new("tail", Number { min: 0, max: 1_000 }, "N", "how many of each log's last lines").default("100");
+pub static LOGS_WORKER: Flag = Flag::new("worker", Text, "ID", "the lines of this worker alone");
 pub static UNDO: Flag = Flag::new("undo", Switch, "", "put it back to work");
 
 // Spawning a worker.

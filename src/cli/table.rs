@@ -31,6 +31,28 @@ const WORKER_ID: &[Positional] = &[required("ID", "which one: a recipe's id, or 
 const PROCESS: &[Positional] = &[required("PID", "the process, by its number")];
 const JOB_ID: &[Positional] = &[required("ID", "the job's id")];
 
+/// Of `queen serve`, and of `queen start`, which passes them on.
+static QUEEN_FLAGS: &[&Flag] =
+    &[&LISTEN_QUEEN, &NAME, &QUEUE, &QUEUE_WAIT, &IDLE_TTL, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD];
+
+static HIVE_FLAGS: &[&Flag] = &[
+    &LISTEN_HIVE,
+    &QUEENS,
+    &NAME,
+    &IDLE_TTL,
+    &ORPHAN_TTL,
+    &RESTART_PAUSE,
+    &CONTAINMENT,
+    &MODELS_DIR,
+    &CATALOG,
+    &CATALOG_KEY_FILE,
+    &TRUST,
+    &LOG_FORMAT,
+    &DETACH,
+    &NOTIFY_FD,
+    &LEASE_FD,
+];
+
 pub static COMMANDS: &[Command] = &[
     Command {
         action: Action::Run,
@@ -93,8 +115,9 @@ pub static COMMANDS: &[Command] = &[
         action: Action::HiveDrain,
         path: &["hive", "drain"],
         group: Group::Fleet,
-        summary: "take a machine out of service: no new requests, its workers stop when they are done",
-        details: "Ends when nothing runs there any more; Ctrl-C puts it back to work. It stays drained until --undo, or until \
+        summary: "take a machine out of service when what runs there is done",
+        details: "It takes no new requests, and its workers stop as soon as they have nothing to do. Ends when nothing runs \
+                  there any more; Ctrl-C puts it back to work. It stays drained until --undo, or until \
                   its hive is started again. Pinned workers stop, too, and are not started again by --undo.",
         positionals: &[required("NAME", "the hive's name")],
         flags: &[&UNDO],
@@ -115,6 +138,26 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Fleet,
         summary: "one running worker",
         positionals: &[required("ID", "the worker's id")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersLogs,
+        path: &["workers", "logs"],
+        group: Group::Fleet,
+        summary: "what a worker says, or said before it ended",
+        positionals: &[required("ID", "the worker's id")],
+        flags: &[&FOLLOW, &TAIL],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Logs,
+        path: &["logs"],
+        group: Group::Fleet,
+        summary: "what queen, hives and workers say, each line with its machine",
+        details: "With --hive NAME of one machine, with --worker ID of one worker. The files are under logs/ in the state \
+                  directory: a daemon's is turned over at 8 MiB and four older ones are kept; a worker's keeps its first 16 MiB \
+                  and its last, and stays for 14 days, or until 64 others have ended after it.",
+        flags: &[&LOGS_WORKER, &FOLLOW, &TAIL],
         ..COMMAND
     },
     Command {
@@ -341,17 +384,17 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "the fleet's one address; needs no GPU",
         details: "A bind beyond loopback needs --api-key or --api-key-file.",
-        flags: &[
-            &LISTEN_QUEEN,
-            &NAME,
-            &QUEUE,
-            &QUEUE_WAIT,
-            &IDLE_TTL,
-            &LOG_FORMAT,
-            &DETACH,
-            &NOTIFY_FD,
-            &LEASE_FD,
-        ],
+        flags: QUEEN_FLAGS,
+        sections: &["queen"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::QueenStart,
+        path: &["queen", "start"],
+        group: Group::Daemons,
+        summary: "start the queen in the background, unless she runs",
+        details: "With the flags of `queen serve`. Done when she is ready. What she says goes to a log in the state directory.",
+        flags: QUEEN_FLAGS,
         sections: &["queen"],
         ..COMMAND
     },
@@ -377,23 +420,17 @@ pub static COMMANDS: &[Command] = &[
         summary: "this machine's devices, models and workers, for one or more queens",
         details: "The hive dials the queen, so this machine needs no open port. A bind beyond loopback needs --api-key \
                   or --api-key-file.",
-        flags: &[
-            &LISTEN_HIVE,
-            &QUEENS,
-            &NAME,
-            &IDLE_TTL,
-            &ORPHAN_TTL,
-            &RESTART_PAUSE,
-            &CONTAINMENT,
-            &MODELS_DIR,
-            &CATALOG,
-            &CATALOG_KEY_FILE,
-            &TRUST,
-            &LOG_FORMAT,
-            &DETACH,
-            &NOTIFY_FD,
-            &LEASE_FD,
-        ],
+        flags: HIVE_FLAGS,
+        sections: &["hive"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveStart,
+        path: &["hive", "start"],
+        group: Group::Daemons,
+        summary: "start this machine's hive in the background, unless it runs",
+        details: "With the flags of `hive serve`. Done when it is ready. What it says goes to a log in the state directory.",
+        flags: HIVE_FLAGS,
         sections: &["hive"],
         ..COMMAND
     },

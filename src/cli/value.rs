@@ -1,6 +1,7 @@
 //! What a flag's value may be. Command line, environment, configuration file and defaults all come through
 //! [`Kind::check`], so that a value is right or wrong in the same way wherever it was written.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +41,20 @@ pub enum Value {
     Float(f64),
     Duration(Duration),
     Path(PathBuf),
+}
+
+impl Value {
+    /// As it can be typed.
+    pub fn text(&self) -> OsString {
+        match self {
+            Value::On(on) => on.to_string().into(),
+            Value::Text(text) => text.into(),
+            Value::Number(number) => number.to_string().into(),
+            Value::Float(float) => float.to_string().into(),
+            Value::Duration(time) => format!("{}ms", time.as_millis()).into(),
+            Value::Path(path) => path.into(),
+        }
+    }
 }
 
 /// What a value should have been; reads on from "`x` is not …".

@@ -3,6 +3,7 @@
 
 use crate::hive::engines::Program;
 use crate::hive::foreign::{self, Endpoint};
+use crate::hive::logs;
 use crate::hive::supervise::{Start, WORKER_GRACE};
 use crate::hive::workers::{Note, Settings, Workers};
 use crate::process::{self, LISTENER_FD, SHIM_PIPE_FD, Spec, Tree};
@@ -18,6 +19,10 @@ pub(super) async fn launch(
     again: bool,
 ) -> Result<(Tree, Option<Endpoint>), Failure> {
     let settings = workers.settings();
+    if !again {
+        let running = workers.infos().into_iter().map(|worker| worker.worker_id);
+        logs::forget_old(&settings.logs, &running.collect());
+    }
     let failed = |error: &(dyn std::error::Error + 'static)| Failure::internal(error);
     let (mut spec, listener, endpoint) = match &start.engine.program {
         Program::BuiltIn => {
@@ -38,7 +43,9 @@ pub(super) async fn launch(
     // An engine that is not ours gets none of our settings, ours all that concern workers.
     let is_theirs = |name: &str| endpoint.is_none() || !name.starts_with("RBEE_");
     spec.env.extend(settings.env.iter().filter(|(name, _)| is_theirs(name)).cloned());
-    spec.log = Some(settings.logs.join(format!("worker-{id}.log")));
+    spec.log = Some(logs::path_of(&settings.logs, id));
+    // So that they can be followed; see `logs`.
+    spec.tell = true;
     spec.grace_ms = WORKER_GRACE.as_millis() as u64;
     spec.orphan_ttl_ms = settings.orphan_ttl.as_millis() as u64;
     spec.rung_max.clone_from(&settings.rung_max);

@@ -11,6 +11,7 @@ mod foreign;
 mod handover;
 mod launching;
 mod link;
+mod logs;
 mod models;
 mod operations;
 mod preflight;

@@ -1,6 +1,6 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
-use crate::hive::{Hive, handover, link, operations};
+use crate::hive::{Hive, handover, link, logs, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Peer, Request, Response, client, relay, reply, request};
@@ -22,6 +22,7 @@ pub enum Endpoint {
     Workers,
     Worker,
     WorkerRelay,
+    Logs,
     Handover,
     Telemetry,
 }
@@ -51,6 +52,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
     route("ANY", "/v1/workers/{id}/{rest*}", Endpoint::WorkerRelay),
+    route("GET", "/v1/logs", Endpoint::Logs),
     route("POST", "/v1/handover", Endpoint::Handover),
     route("GET", "/v1/telemetry", Endpoint::Telemetry),
 ];
@@ -86,6 +88,7 @@ impl Service for Routes {
                 Ok(reply::json(&facts))
             }
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
+            Endpoint::Logs => logs::logs(hive, &request).await,
             Endpoint::Handover => handover::hand_over(hive, &request),
             Endpoint::Telemetry if request.peer == Peer::Link => Ok(link::telemetry(hive)),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),

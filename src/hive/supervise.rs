@@ -3,14 +3,16 @@
 //! it, but in two cases: a pinned worker that crashed keeps its place and is started again, and one that is handed over
 //! runs on, its shim keeping all that the next hive needs.
 
+use crate::daemon::lines::Lines;
 use crate::hive::ends::{Crash, Ended};
 use crate::hive::engines::Engine;
 use crate::hive::foreign::{self, Endpoint};
 use crate::hive::launching::launch;
+use crate::hive::logs;
 use crate::hive::restarts::{RESTARTS_MAX, Restarts};
 use crate::hive::workers::{Worker, Workers};
 use crate::http::{client, sse};
-use crate::process::{self, Tree};
+use crate::process::{self, Output, Tree};
 use crate::shutdown::DRAIN_MAX;
 use crate::wire::fleet::{WorkerInfo, WorkerState};
 use crate::wire::job::Receipt;
@@ -27,6 +29,8 @@ use tokio::time::Instant;
 pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
 /// From TERM to KILL, when a stop asks for none of its own.
 pub const WORKER_GRACE: Duration = Duration::from_secs(5);
+/// How long the rest of an ended worker's output is waited for.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// Lines of a dead worker's log that its failure carries.
 pub const LOG_TAIL_LINES: usize = 20;
 /// Orders that wait for a worker's task.
@@ -222,6 +226,9 @@ impl Life {
 
     /// Takes it out of the table, and tells those who wait why.
     fn forget(&self, failure: Failure) {
+        if let Ok(worker) = self.workers.get(&self.id) {
+            worker.log.close();
+        }
         self.phase.send_replace(Phase::Failed(failure));
         self.workers.remove(&self.id);
     }
@@ -236,7 +243,13 @@ impl Life {
 
     /// The life of a worker whose tree runs, launched or adopted.
     async fn run(&mut self, held: &Held) -> End {
+        let said = self.workers.get(&self.id).ok().zip(held.tree.lines());
+        let copying = said.map(|(worker, said)| tokio::spawn(copy(said, worker.log)));
         let end = self.watch(held).await;
+        if let Some(copying) = copying {
+            // Its last words; a shim that does not close its output is not waited for.
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, copying).await;
+        }
         if let (Some(endpoint), false) = (&held.endpoint, matches!(end, End::Left)) {
             endpoint.forget();
         }
@@ -315,6 +328,16 @@ impl Life {
     }
 }
 
+/// Keeps what a worker says for those who follow it.
+async fn copy(mut said: process::Lines, log: Arc<Lines>) {
+    while let Some(output) = said.next().await {
+        log.push(match output {
+            Output::Line(line) => line,
+            Output::Dropped(lines) => format!("[{lines} lines came too fast]"),
+        });
+    }
+}
+
 fn stopped(id: &str) -> Failure {
     Failure::new(Code::WorkerLost, format!("worker {id} was stopped"))
 }
@@ -337,7 +360,7 @@ async fn well(
 ) -> Result<(), Failure> {
     workers.update(id, |worker| worker.info.state = WorkerState::Loading);
     phase.send_replace(Phase::Loading(0.0));
-    let log = workers.settings().logs.join(format!("worker-{id}.log"));
+    let log = logs::path_of(&workers.settings().logs, id);
     // It reads its model, or it tells something: either is progress.
     let progress = || {
         let told = log.metadata().map_or(0, |meta| meta.len());

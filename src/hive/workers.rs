@@ -1,6 +1,7 @@
 //! This node's workers: who runs, in what state, and the verbs: spawn, stop, adopt. One cell holds what is known and
 //! publishes every change; one task a worker (`supervise`) moves it through its states.
 
+use crate::daemon::lines::{LINES_KEPT_MAX, Lines};
 use crate::hive::ends::Ends;
 use crate::hive::engines::Engine;
 use crate::hive::foreign::Endpoint;
@@ -67,6 +68,8 @@ pub struct Worker {
     pub target: Target,
     /// When it was last asked something, on the clock that does not jump.
     pub used: Instant,
+    /// What it says, over all its lives.
+    pub log: Arc<Lines>,
     phase: watch::Receiver<Phase>,
     orders: mpsc::Sender<Order>,
     /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
@@ -166,6 +169,7 @@ impl Workers {
             kind: plan.engine.kind.clone(),
             target: Target::unix(&socket),
             used: Instant::now(),
+            log: Arc::default(),
             phase: phases,
             orders,
             waiting: 0,
@@ -308,6 +312,9 @@ impl Workers {
             model,
         });
         tracing::info!(worker = id, model = info.model, pid = tree.pid(), "adopting a worker");
+        // Said before this hive was there. What comes between this look and the first line that is told may come twice.
+        let log = Arc::new(Lines::default());
+        log.precede(tree.tail(LINES_KEPT_MAX));
         let target = match &note.foreign {
             None => Target::unix(&note.socket),
             // Without its key it answers nobody; its loading fails, and it is stopped.
@@ -318,6 +325,7 @@ impl Workers {
             info,
             target,
             used: Instant::now(),
+            log,
             phase: phases,
             orders,
             waiting: 0,

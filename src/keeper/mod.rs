@@ -84,13 +84,15 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
+        aliases, daemons, hives, jobs, links, logs, models, run, status, worker, worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
         Action::Status => status::status(settings, render).await,
+        Action::QueenStart => daemons::start(settings, render, daemons::QUEEN).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
         Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,
+        Action::HiveStart => daemons::start(settings, render, daemons::HIVE).await,
         Action::HiveStatus => daemons::status(settings, render, daemons::HIVE).await,
         Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
         Action::HiveList => hives::list(settings, render).await,
@@ -107,6 +109,8 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::WorkerProcessDelete => worker_processes::delete(settings, render).await,
         Action::WorkersList => workers::list(settings, render).await,
         Action::WorkersGet => workers::get(settings, render).await,
+        Action::WorkersLogs => logs::worker(settings, render).await,
+        Action::Logs => logs::fleet(settings, render).await,
         Action::ModelDownload => models::download(settings, render).await,
         Action::ModelList => models::list(settings, render).await,
         Action::ModelGet => models::get(settings, render).await,

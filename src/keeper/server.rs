@@ -6,6 +6,7 @@ use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::wire::failure::chain;
 use crate::wire::{Code, Failure};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
@@ -47,6 +48,29 @@ impl Server {
                 Ok(value) => return Ok(value),
                 Err(AskError::Refused(failure)) => return Err(failure.into()),
                 Err(AskError::Client(error)) => {
+                    if render.is_verbose() {
+                        render.say(&chain(&error));
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        Err(self.unreachable(last))
+    }
+
+    /// GET, for an answer that comes piece by piece.
+    pub async fn open(&self, path: &str, render: &Render) -> Result<http::Response<Incoming>, KeeperError> {
+        let mut last = None;
+        for pause in TRY_PAUSES {
+            tokio::time::sleep(pause).await;
+            match client::send(&self.target, client::get(path)?).await {
+                Ok(answer) if answer.status().is_success() => return Ok(answer),
+                Ok(answer) => {
+                    client::whole(answer).await?;
+                    let odd = "the answer is neither a stream nor a failure";
+                    return Err(Failure::new(Code::Internal, odd).into());
+                }
+                Err(error) => {
                     if render.is_verbose() {
                         render.say(&chain(&error));
                     }

@@ -1,7 +1,7 @@
 //! Starting what is missing, so that one machine needs no set-up. Two first calls at once share one start; readiness is
 //! told by the daemon over a pipe, not looked for.
 
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::daemon::{self, READY};
 use crate::http::client::AskError;
 use crate::keeper::KeeperError;
@@ -13,8 +13,9 @@ use command_fds::{CommandFdExt, FdMapping};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -23,8 +24,12 @@ use tokio::io::AsyncReadExt;
 pub const START_MAX: Duration = Duration::from_secs(30);
 /// How long an ephemeral daemon may take to be gone.
 pub const END_MAX: Duration = Duration::from_secs(35);
+/// How long one that failed may take to say why and to be gone.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 /// Lines of a daemon's log that its failure shows.
 const LOG_TAIL_LINES: usize = 5;
+/// Flags of ours, not the daemon's; the key goes another way.
+const NOT_PASSED_ON: &[&str] = &["api-key", "json", "quiet", "verbose", "no-color", "timeout"];
 const NOTIFY_FD: i32 = 3;
 const LEASE_FD: i32 = 4;
 
@@ -65,20 +70,65 @@ pub async fn ensure(
         server.get::<crate::wire::fleet::Health>("/health", render).await?;
         return Ok(None);
     }
-    let dirs = Dirs::of_process(settings.path("state-dir"))
-        .and_then(|dirs| dirs.create().map(|()| dirs))
-        .map_err(|error| KeeperError::local("preparing to start", error))?;
+    let dirs = dirs(settings)?;
     let _turn = my_turn(&dirs).await?;
     // Whoever had the turn before may have started it.
     if is_answering(server).await? {
         return Ok(None);
     }
     let has_hive = daemon::is_locked(&dirs.lock("hive"));
-    let role: &[&str] = if has_hive { &["queen", "serve"] } else { &["serve"] };
+    let (role, name): (&[&str], _) =
+        if has_hive { (&["queen", "serve"], "queen") } else { (&["serve"], "serve") };
     render.say(&format!("starting rbee {} at {}", role.join(" "), server.target));
-    let Started { daemon, notify, lease } = spawn(settings, server, &dirs, role, is_ephemeral)?;
-    wait(notify, &dirs).await?;
+    let mut command = command(&dirs, role)?;
+    if let Some(authority) = authority_of(server) {
+        command.args(["--listen", &authority]);
+    }
+    if let Some(dir) = settings.path("state-dir") {
+        command.arg("--state-dir").arg(dir);
+    }
+    let Started { mut daemon, notify, lease } = spawn(command, &dirs, name, is_ephemeral)?;
+    wait(&mut daemon, notify, &dirs, name).await?;
     Ok(lease.map(|lease| Ephemeral { lease, daemon }))
+}
+
+/// A daemon that was asked for by name, and whether it was there already.
+pub struct Begun {
+    pub pid: Option<i32>,
+    pub was_there: bool,
+    pub log: PathBuf,
+}
+
+/// Starts `queen` or `hive` of this machine and state directory with the flags that were typed; one that runs is left.
+pub async fn role(settings: &Settings, render: &Render, name: &'static str) -> Result<Begun, KeeperError> {
+    let dirs = dirs(settings)?;
+    let _turn = my_turn(&dirs).await?;
+    let lock = dirs.lock(name);
+    let holder = || std::fs::read_to_string(&lock).ok()?.trim().parse().ok();
+    if daemon::is_locked(&lock) {
+        // Queen and hive of one process have one log.
+        let other = dirs.lock(if name == "queen" { "hive" } else { "queen" });
+        let is_both =
+            std::fs::read_to_string(other).ok().map(|text| text.trim().parse().ok()) == Some(holder());
+        let log = dirs.log(if is_both { "serve" } else { name });
+        return Ok(Begun { pid: holder(), was_there: true, log });
+    }
+    render.say(&format!("starting the {name}"));
+    let mut command = command(&dirs, &[name, "serve"])?;
+    command.args(settings.typed(NOT_PASSED_ON));
+    // Not on a command line, which everybody can read.
+    if let Some(Origin::Flag(_)) = settings.origin("api-key") {
+        command.env("RBEE_API_KEY", settings.text("api-key").unwrap_or_default());
+    }
+    let Started { mut daemon, notify, .. } = spawn(command, &dirs, name, false)?;
+    wait(&mut daemon, notify, &dirs, name).await?;
+    Ok(Begun { pid: holder(), was_there: false, log: dirs.log(name) })
+}
+
+fn dirs(settings: &Settings) -> Result<Dirs, KeeperError> {
+    Dirs::of_process(settings.path("state-dir"))
+        .and_then(|dirs| dirs.create().map(|()| dirs))
+        .map_err(|error| KeeperError::local("preparing to start", error))
 }
 
 async fn is_answering(server: &Server) -> Result<bool, KeeperError> {
@@ -129,27 +179,33 @@ struct Started {
     lease: Option<OwnedFd>,
 }
 
-fn spawn(
-    settings: &Settings,
-    server: &Server,
-    dirs: &Dirs,
-    role: &[&str],
-    is_ephemeral: bool,
-) -> Result<Started, KeeperError> {
-    let failed = |error: std::io::Error| KeeperError::local("starting a daemon", error);
-    let program = crate::process::own_program().map_err(failed)?;
-    let log = File::options().create(true).append(true).open(dirs.log("serve")).map_err(failed)?;
-    let (notify, said) = std::io::pipe().map_err(failed)?;
+/// `rbee ROLE…` in the background; `ps` shows it so.
+fn command(dirs: &Dirs, role: &[&str]) -> Result<Command, KeeperError> {
+    let program =
+        crate::process::own_program().map_err(|error| KeeperError::local("starting a daemon", error))?;
     let mut command = Command::new(program);
-    // What `ps` shows.
     command.arg0("rbee").args(role).arg("--detach").args(["--notify-fd", &NOTIFY_FD.to_string()]);
-    if let Some(authority) = authority_of(server) {
-        command.args(["--listen", &authority]);
+    // What it is told is absolute, and where we stand may be gone by the time it looks.
+    command.current_dir(&dirs.state).stdin(Stdio::null());
+    Ok(command)
+}
+
+/// What a daemon says before it has its log, and what is not its own to say: a panic, a library's last words.
+fn said_at_start(dirs: &Dirs, name: &str) -> PathBuf {
+    dirs.log(&format!("{name}-start"))
+}
+
+fn spawn(mut command: Command, dirs: &Dirs, name: &str, is_ephemeral: bool) -> Result<Started, KeeperError> {
+    let failed = |error: std::io::Error| KeeperError::local("starting a daemon", error);
+    let path = said_at_start(dirs, name);
+    // A fresh one each time: it is to tell of this start, and nothing turns it over.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
     }
-    if let Some(dir) = settings.path("state-dir") {
-        command.arg("--state-dir").arg(dir);
-    }
-    let mut descriptors = vec![FdMapping { parent_fd: said.into(), child_fd: NOTIFY_FD }];
+    let log = File::options().create_new(true).append(true).mode(0o600).open(path).map_err(failed)?;
+    let (notify, word) = std::io::pipe().map_err(failed)?;
+    let mut descriptors = vec![FdMapping { parent_fd: word.into(), child_fd: NOTIFY_FD }];
     let mut lease = None;
     if is_ephemeral {
         let (held, ours) = std::io::pipe().map_err(failed)?;
@@ -158,29 +214,41 @@ fn spawn(
         lease = Some(ours.into());
     }
     command.fd_mappings(descriptors).map_err(|error| failed(std::io::Error::other(error)))?;
-    command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+    command.stdout(log.try_clone().map_err(failed)?).stderr(log);
     let daemon = command.spawn().map_err(failed)?;
     Ok(Started { daemon, notify: notify.into(), lease })
 }
 
 /// Waits for the word; a pipe that closes without it is a daemon that did not start.
-async fn wait(notify: OwnedFd, dirs: &Dirs) -> Result<(), KeeperError> {
+async fn wait(daemon: &mut Child, notify: OwnedFd, dirs: &Dirs, name: &str) -> Result<(), KeeperError> {
     let failed = |error: std::io::Error| KeeperError::local("waiting for the daemon", error);
     let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(notify).map_err(failed)?;
-    let mut said = Vec::new();
-    let read = tokio::time::timeout(START_MAX, pipe.read_to_end(&mut said)).await;
-    match read {
-        Ok(Ok(_)) if said == READY => Ok(()),
-        Ok(Err(error)) => Err(failed(error)),
-        Ok(Ok(_)) | Err(_) => {
-            let log = dirs.log("serve");
-            Err(Failure::new(
-                Code::ConnectionFailed,
-                format!("the daemon did not start; its log ({}) ends with:\n{}", log.display(), tail(&log)),
-            )
-            .into())
-        }
+    let mut word = Vec::new();
+    match tokio::time::timeout(START_MAX, pipe.read_to_end(&mut word)).await {
+        Ok(Ok(_)) if word == READY => return Ok(()),
+        Ok(Err(error)) => return Err(failed(error)),
+        Ok(Ok(_)) => has_said_why(daemon).await.map_err(failed)?,
+        Err(_) => {}
     }
+    let log = said_at_start(dirs, name);
+    Err(Failure::new(
+        Code::ConnectionFailed,
+        format!("the daemon did not start; its log ({}) ends with:\n{}", log.display(), tail(&log)),
+    )
+    .into())
+}
+
+/// The pipe closes before the last words are written: they are there when the process is not.
+async fn has_said_why(daemon: &mut Child) -> std::io::Result<()> {
+    let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
+    let gone = async {
+        while daemon.try_wait()?.is_none() {
+            ended.recv().await;
+        }
+        Ok(())
+    };
+    // One that goes on without a word is no longer waited for.
+    tokio::time::timeout(LAST_WORDS_MAX, gone).await.unwrap_or(Ok(()))
 }
 
 fn tail(log: &Path) -> String {

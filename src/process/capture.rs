@@ -158,7 +158,7 @@ fn old_tail_path(log: &Path) -> PathBuf {
 }
 
 /// The last lines of a log, oldest first; empty when there is none.
-pub(super) fn tail(log: &Path, lines: usize) -> Vec<String> {
+pub fn tail(log: &Path, lines: usize) -> Vec<String> {
     let mut text = Vec::new();
     // Newest file first, until there is enough.
     for path in [tail_path(log), old_tail_path(log), log.to_owned()] {

@@ -61,12 +61,14 @@ mod refusals;
 mod seccomp;
 
 pub use adopt::adopt;
+pub use capture::tail as log_tail;
 pub use confine::{Confine, Walls};
 pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
 pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
 pub use platform::{memory_bytes, own_program};
+pub use printable::printable;
 pub use protocol::Exit;
 pub use record::Spec;
 pub use remove::remove_tree;

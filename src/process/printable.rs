@@ -2,7 +2,7 @@
 
 /// Lossy UTF-8 without escape sequences, control characters (but tabs) and what turns the direction of writing, so that a
 /// line can neither act on a terminal nor look like another. The log keeps the bytes.
-pub(super) fn printable(bytes: &[u8]) -> String {
+pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     if text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
         return text.into_owned();

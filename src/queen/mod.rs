@@ -4,6 +4,7 @@
 pub mod dispatch;
 mod hive_job;
 mod infer;
+mod logs;
 mod openai;
 pub mod placement;
 pub mod registry;
@@ -33,6 +34,8 @@ pub struct Options {
     /// Where her jobs' journals lie.
     pub journals: std::path::PathBuf,
     pub limits: Limits,
+    /// A hive of the same process tells the lines of both.
+    pub shares_its_log: bool,
 }
 
 #[derive(Debug)]

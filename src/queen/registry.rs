@@ -81,6 +81,13 @@ impl Fleet {
     }
 }
 
+impl Hive {
+    /// Tells this link of the hive's from those before and after.
+    pub fn link(&self) -> u64 {
+        self.link
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum LinkLost {
     #[error("its telemetry could not be asked for")]

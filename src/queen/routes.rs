@@ -5,7 +5,7 @@ use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Request, Response, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
-use crate::queen::{Queen, hive_job, infer, openai, worker_facts};
+use crate::queen::{Queen, hive_job, infer, logs, openai, worker_facts};
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
@@ -27,6 +27,7 @@ pub enum Endpoint {
     HiveRelay,
     Workers,
     Worker,
+    Logs,
     Link,
 }
 
@@ -64,6 +65,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
+    route("GET", "/v2/logs", Endpoint::Logs),
     route("GET", "/v1/link", Endpoint::Link),
 ];
 
@@ -106,6 +108,7 @@ impl Queen {
                 Ok(reply::json(&json!({ "workers": fleet.workers().collect::<Vec<_>>() })))
             }
             Endpoint::Worker => Ok(reply::json(&worker_facts::facts(self, params.get(0)).await?)),
+            Endpoint::Logs => logs::logs(self, &request).await,
             Endpoint::Link => self.link(request),
         }
     }

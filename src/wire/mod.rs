@@ -8,6 +8,7 @@ pub mod failure;
 pub mod fleet;
 pub mod id;
 pub mod job;
+pub mod logs;
 pub mod openai;
 pub mod operation;
 

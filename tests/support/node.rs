@@ -307,6 +307,11 @@ impl Daemon {
         Stream { status, events: sse::Reader::new(answer.into_body()) }
     }
 
+    /// Events that a path tells.
+    pub fn stream_at(&self, path: &str) -> Stream {
+        self.open(path, client::get(path).unwrap())
+    }
+
     /// A job's events, from the first on.
     pub fn stream_of(&self, job: &str) -> Stream {
         let path = format!("/v1/jobs/{job}/stream");

@@ -1,10 +1,11 @@
-//! `rbee queen|hive status|stop`: the daemons themselves.
+//! `rbee queen|hive start|status|stop`: the daemons themselves.
 
 use crate::config::Settings;
 use crate::http::client::{self, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, ago};
 use crate::keeper::server::{self, Server};
+use crate::keeper::start::{self, Begun};
 use crate::paths::Dirs;
 use crate::shutdown::DRAIN_MAX;
 use crate::wire::fleet::Info;
@@ -35,6 +36,30 @@ impl Daemon {
         };
         Ok(Server { target, is_hive: self.role == "hive", hive_id: None })
     }
+}
+
+/// Done when it is ready; one that runs already is as good.
+pub async fn start(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
+    let Begun { pid, was_there, log } = start::role(settings, render, daemon.role).await?;
+    let writing = |error: std::io::Error| KeeperError::local("writing the start", error);
+    if render.is_json() {
+        let status = if was_there { "running" } else { "started" };
+        return render
+            .value(&json!({"role": daemon.role, "status": status, "pid": pid, "log": log}))
+            .map_err(writing);
+    }
+    let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let role = daemon.role;
+    let line = if was_there {
+        format!("the {role} runs already{pid}; its log: {}\n", log.display())
+    } else {
+        format!(
+            "the {role} runs at {}{pid}; its log: {}\n",
+            settings.texts("listen").join(", "),
+            log.display()
+        )
+    };
+    render.answer(&line).map_err(writing)
 }
 
 pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {

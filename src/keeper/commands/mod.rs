@@ -5,6 +5,7 @@ pub mod daemons;
 pub mod hives;
 pub mod jobs;
 pub mod links;
+pub mod logs;
 pub mod models;
 pub mod run;
 pub mod status;
