@@ -207,6 +207,9 @@ fn a_hive_of_another_protocol_is_told_both_versions() {
         assert_eq!(failure.code, Code::VersionMismatch);
         assert!(failure.message.contains("9.9.9") && failure.message.contains(VERSION), "{failure}");
         assert!(failure.message.contains("protocol 99"), "{failure}");
+        assert!(failure.details["update"].as_str().unwrap().contains("rbee queen start"), "{failure:?}");
+        let failure = dial(&queen, "old", "node", 0).failure();
+        assert_eq!(failure.details["update"], "update the hive: `rbee hive update old`");
     });
 }
 

@@ -34,4 +34,5 @@ mod statics;
 mod store;
 mod support;
 mod tidy;
+mod versions;
 mod walls;

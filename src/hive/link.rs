@@ -3,8 +3,9 @@
 
 use crate::hive::{Hive, Routes, devices, models};
 use crate::http::client::Target;
-use crate::http::link::{self, Hello};
+use crate::http::link::{self, Hello, LinkError};
 use crate::http::{BoxError, Response};
+use crate::wire::Code;
 use crate::wire::codec::{self, Frame, HiveV1, TelemetryV1};
 use crate::wire::fleet::Device;
 use bytes::Bytes;
@@ -53,7 +54,12 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
                 // Said once, not every two seconds: a queen may be down for days.
                 let reason = crate::wire::failure::chain(&error);
                 if reason != told {
-                    tracing::info!(%queen, reason, "no link yet; trying on");
+                    let is_mismatch = matches!(&error, LinkError::Refused(failure) if failure.code == Code::VersionMismatch);
+                    if is_mismatch {
+                        tracing::error!(%queen, reason, "VERSION_MISMATCH: no link until one of the two is updated; trying on");
+                    } else {
+                        tracing::info!(%queen, reason, "no link yet; trying on");
+                    }
                     told = reason;
                 }
             }

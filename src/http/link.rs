@@ -9,7 +9,8 @@
 use crate::http::server::Service;
 use crate::http::{Body, Peer, Request, auth::Guard, client, reply};
 use crate::shutdown::Shutdown;
-use crate::wire::{Code, Failure, PROTOCOL, PROTOCOL_OLDEST, VERSION};
+use crate::wire::version::Peer as Build;
+use crate::wire::{Failure, PROTOCOL, PROTOCOL_OLDEST, VERSION};
 use http::header::{CONNECTION, UPGRADE};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -38,8 +39,7 @@ pub const UPGRADE_MAX: Duration = Duration::from_secs(10);
 pub const UPGRADE_TO: &str = "rbee-link";
 pub const HIVE_HEADER: &str = "rbee-hive";
 pub const NODE_HEADER: &str = "rbee-node";
-pub const PROTOCOL_HEADER: &str = "rbee-protocol";
-pub const VERSION_HEADER: &str = "rbee-version";
+pub use crate::wire::version::{PROTOCOL_HEADER, VERSION_HEADER};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -95,14 +95,16 @@ impl Hello {
             protocol,
             version: header(VERSION_HEADER)?,
         };
+        // A hive that is only one version ahead is not understood either: it is the newer end that knows the older, and here
+        // that is the hive, which tells what it knows in its own words.
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
-            return Err(Failure::new(
-                Code::VersionMismatch,
-                format!(
-                    "the hive {} is rbee {} (protocol {protocol}), this queen is {VERSION} (protocol {PROTOCOL}): copy the newer of the two binaries to the other node and restart it there",
-                    hello.hive, hello.version
-                ),
-            ));
+            let who = format!("the hive {}", hello.hive);
+            let peer = Build { who, version: hello.version, protocol };
+            let update = match peer.is_too_old() {
+                true => format!("update the hive: `rbee hive update {}`", hello.hive),
+                false => "update the queen: copy that hive's rbee over hers, then `rbee queen stop; rbee queen start`".into(),
+            };
+            return Err(peer.mismatch("this queen", &update));
         }
         Ok(hello)
     }

@@ -4,7 +4,8 @@
 use crate::http::auth::Guard;
 use crate::http::{Peer, Request, Response, reply};
 use crate::shutdown::Shutdown;
-use crate::wire::Failure;
+use crate::wire::version::{PROTOCOL_HEADER, VERSION_HEADER};
+use crate::wire::{Failure, PROTOCOL, VERSION};
 use http::header::HeaderValue;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -149,6 +150,9 @@ pub async fn answer<S: Service>(
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
+    // B4: whoever asks can tell whether the two understand each other.
+    response.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL));
+    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
     response
 }
 

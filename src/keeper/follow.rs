@@ -7,6 +7,7 @@ use crate::keeper::KeeperError;
 use crate::keeper::lines::DRAW_EVERY;
 use crate::keeper::render::Render;
 use crate::keeper::server::{Server, TRY_PAUSES};
+use crate::keeper::version;
 use crate::wire::failure::chain;
 use crate::wire::job::{JobAccepted, JobCancelled, JobEvent, JobId, Terminator};
 use crate::wire::{Code, Failure};
@@ -230,7 +231,7 @@ async fn post(
         tokio::time::sleep(pause).await;
         let mut post = client::post(base, operation)?;
         post.headers_mut().insert(KEY_HEADER, key.clone());
-        match client::ask(&server.target, post).await {
+        match version::ask(&server.target, post).await {
             Ok(accepted) => return Ok(accepted),
             Err(client::AskError::Refused(failure)) => return Err(failure.into()),
             Err(client::AskError::Client(error)) => {
@@ -246,7 +247,7 @@ async fn post(
 
 pub async fn cancel(server: &Server, base: &str, id: JobId) -> Result<JobCancelled, KeeperError> {
     let ask = client::request("DELETE", &format!("{base}/{id}"), reply::empty())?;
-    Ok(client::ask(&server.target, ask).await?)
+    Ok(version::ask(&server.target, ask).await?)
 }
 
 /// A job's events, over as many connections as it takes.

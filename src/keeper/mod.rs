@@ -8,6 +8,7 @@ mod lines;
 mod render;
 mod server;
 mod start;
+mod version;
 
 use crate::cli::Action;
 use crate::config::Settings;

@@ -4,6 +4,7 @@ use crate::config::Settings;
 use crate::http::client::{self, AskError, ClientError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
+use crate::keeper::version;
 use crate::wire::failure::chain;
 use crate::wire::{Code, Failure};
 use hyper::body::Incoming;
@@ -44,7 +45,7 @@ impl Server {
         let mut last = None;
         for pause in TRY_PAUSES {
             tokio::time::sleep(pause).await;
-            match client::ask(&self.target, client::get(path)?).await {
+            match version::ask(&self.target, client::get(path)?).await {
                 Ok(value) => return Ok(value),
                 Err(AskError::Refused(failure)) => return Err(failure.into()),
                 Err(AskError::Client(error)) => {
@@ -64,8 +65,12 @@ impl Server {
         for pause in TRY_PAUSES {
             tokio::time::sleep(pause).await;
             match client::send(&self.target, client::get(path)?).await {
-                Ok(answer) if answer.status().is_success() => return Ok(answer),
+                Ok(answer) if answer.status().is_success() => {
+                    version::check(&self.target, &answer)?;
+                    return Ok(answer);
+                }
                 Ok(answer) => {
+                    version::check(&self.target, &answer)?;
                     client::whole(answer).await?;
                     let odd = "the answer is neither a stream nor a failure";
                     return Err(Failure::new(Code::Internal, odd).into());
@@ -83,7 +88,7 @@ impl Server {
 
     /// One question, one try: is anybody there?
     pub async fn health(&self) -> Result<crate::wire::fleet::Health, AskError> {
-        client::ask(&self.target, client::get("/health")?).await
+        version::ask(&self.target, client::get("/health")?).await
     }
 
     pub fn unreachable(&self, error: Option<ClientError>) -> KeeperError {

@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_lease_protocol_keeps_its_words() {
-        let stop = frame(&Asked { stop: Some(Stop { grace_ms: 5 }) });
+        let stop = frame(&Asked { stop: Some(Stop { grace_ms: 5 }), ..Asked::default() });
         assert_eq!(stop, b"{\"stop\":{\"grace_ms\":5}}\n");
         let exited = frame(&Said { exited: Some(Exit::Signal(9)), ..Said::default() });
         assert_eq!(exited, b"{\"exited\":{\"signal\":9}}\n");

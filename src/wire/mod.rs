@@ -11,6 +11,7 @@ pub mod job;
 pub mod logs;
 pub mod openai;
 pub mod operation;
+pub mod version;
 
 pub use failure::{Code, Failure};
 

@@ -6,6 +6,7 @@ use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, ago};
 use crate::keeper::server::{self, Server};
 use crate::keeper::start::{self, Begun};
+use crate::keeper::version;
 use crate::paths::Dirs;
 use crate::shutdown::DRAIN_MAX;
 use crate::wire::fleet::Info;
@@ -65,7 +66,7 @@ pub async fn start(settings: &Settings, render: &Render, daemon: Daemon) -> Resu
 pub async fn status(settings: &Settings, render: &Render, daemon: Daemon) -> Result<(), KeeperError> {
     let server = daemon.server(settings)?;
     let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
-    let info = client::ask::<Info>(&server.target, client::get("/v1/info")?).await;
+    let info = version::ask::<Info>(&server.target, client::get("/v1/info")?).await;
     let info = match info {
         Ok(info) => info,
         Err(client::AskError::Refused(failure)) => return Err(failure.into()),
