@@ -318,3 +318,20 @@ fn a_handover_may_be_asked_for_through_the_queen_and_without_a_next_hive_the_wor
         assert!(!is_alive(pid_of(&worker)));
     });
 }
+
+#[test]
+fn a_queen_and_hive_of_one_process_hand_over_to_the_next() {
+    alone(|| {
+        let place = Place::new();
+        let mut daemon = Daemon::start(&place, "serve", &["--name", "one"]);
+        let model = daemon.register(&place, None);
+        let worker = spawn(&daemon, &model, json!({"pin": true}));
+        let answer = daemon.post("/v1/hives/one/v1/handover", &json!({}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(daemon.ended().success());
+        let next = Daemon::start(&place, "serve", &["--name", "one"]);
+        let adopted = again(&next, &worker["worker_id"], 0);
+        assert_eq!((&adopted["pid"], &adopted["pinned"]), (&worker["pid"], &json!(true)));
+        assert!(next.terminate().success());
+    });
+}

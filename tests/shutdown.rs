@@ -3,7 +3,7 @@
 
 use crate::support::node::{Daemon, ENDLESS, PROMPT, Place, alone, chat, repeat, roomy, said, until};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -40,6 +40,40 @@ fn a_hive_that_shuts_down_finishes_the_stream_and_its_worker_ends_with_it() {
         assert!(hive.ended().success());
         assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
         assert_eq!(queen.workers(), [] as [Value; 0]);
+    });
+}
+
+#[test]
+fn a_hive_that_shuts_down_drains_all_its_workers_at_once() {
+    alone(|| {
+        const TOKENS: u32 = 1_500;
+        let place = Place::with_model(&roomy());
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let mut hive = hive(&place, &queen);
+        let model = queen.register(&place, None);
+        let spawn = |ctx: u32| {
+            let operation = json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": ctx});
+            hive.job(&operation).done()["worker_id"].as_str().unwrap().to_owned()
+        };
+        let workers = [spawn(4_096), spawn(8_192)];
+        let mut streams = workers.map(|id| {
+            let mut stream = hive.stream(&format!("/v1/workers/{id}{CHAT}"), &chat(&model, TOKENS, true));
+            stream.take(5);
+            stream
+        });
+        hive.signal(Signal::TERM);
+        until("both are draining", || match queen.workers() {
+            workers if workers.len() == 2 && workers.iter().all(|worker| worker["state"] == "draining") => {
+                Ok(())
+            }
+            workers => Err(format!("{workers:?}")),
+        });
+        for stream in &mut streams {
+            let ended = stream.rest();
+            assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
+        }
+        assert!(hive.ended().success());
+        assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
     });
 }
 

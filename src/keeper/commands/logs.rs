@@ -6,6 +6,7 @@ use crate::http::sse;
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, printable};
 use crate::keeper::server::Server;
+use crate::paths::Dirs;
 use crate::wire::failure::chain;
 use crate::wire::job::{JobEvent, Terminator};
 use crate::wire::logs::{LogLine, LogQuery, TAIL_LINES};
@@ -47,9 +48,24 @@ async fn show(settings: &Settings, render: &Render, worker: Option<String>) -> R
         }
     };
     tokio::select! {
-        read = reading => read,
+        read = reading => {
+            if let Err(KeeperError::Refused(failure)) = &read
+                && failure.code == Code::ConnectionFailed
+            {
+                tell_of_files(settings, render);
+            }
+            read
+        }
         _ = tokio::signal::ctrl_c() => Err(KeeperError::Interrupted),
         after = patience => Err(KeeperError::TimedOut { after, hint: String::new() }),
+    }
+}
+
+/// Where the logs of this machine's daemons are, when none of them answers.
+fn tell_of_files(settings: &Settings, render: &Render) {
+    let Ok(dirs) = Dirs::of_process(settings.path("state-dir")) else { return };
+    for log in ["serve", "queen", "hive"].map(|role| dirs.log(role)).iter().filter(|log| log.exists()) {
+        render.say(&format!("a log of this machine: {}", log.display()));
     }
 }
 
