@@ -135,6 +135,21 @@ fn a_stop_in_the_pause_before_a_restart_ends_the_worker_for_good() {
 }
 
 #[test]
+fn a_spawn_that_waits_for_a_restart_and_is_cancelled_leaves_the_worker_to_be_restarted() {
+    alone(|| {
+        let place = Place::new();
+        let (hive, id) = in_the_pause(&place);
+        let spawn =
+            json!({"operation": "worker_spawn", "model": hive.workers()[0]["model"], "slots": 2, "ctx": 512});
+        let job = hive.post("/v1/jobs", &spawn).json()["job_id"].as_str().unwrap().to_owned();
+        hive.post(&format!("/v1/jobs/{job}/cancel"), &json!({}));
+        assert_eq!(hive.follow(&job).terminator, Terminator::Cancelled);
+        assert_eq!((&hive.workers()[0]["worker_id"], &hive.workers()[0]["state"]), (&id, &json!("starting")));
+        assert!(hive.terminate().success());
+    });
+}
+
+#[test]
 fn a_hive_that_ends_in_the_pause_before_a_restart_starts_nothing_more() {
     alone(|| {
         let place = Place::new();

@@ -124,6 +124,24 @@ fn a_log_is_followed_as_it_grows_and_over_the_end_of_a_worker() {
 }
 
 #[test]
+fn a_log_that_tells_everything_can_be_followed_without_telling_of_itself_for_ever() {
+    alone(|| {
+        let place = Place::new();
+        let all: &[(&str, &str)] = &[("RBEE_LOG", "trace")];
+        let queen = Daemon::try_start(&place, "queen serve", &[], all).unwrap();
+        let args = ["--name", "one", "--queen", &queen.url()];
+        let hive = Daemon::try_start(&place, "hive serve", &args, all).unwrap();
+        queen.has_hives(1);
+        let mut stream = queen.stream_at("/v2/logs?follow=true&tail=0");
+        // Ended by the daemon, and before that by nothing: what came meanwhile is what the two said by themselves.
+        assert!(hive.terminate().success());
+        assert!(queen.terminate().success());
+        let lines = stream.rest().events.len();
+        assert!(lines < 1_000, "{lines} lines");
+    });
+}
+
+#[test]
 fn a_daemon_keeps_a_file_that_the_next_life_goes_on_with() {
     alone(|| {
         let place = Place::new();
@@ -208,7 +226,8 @@ fn no_key_is_ever_in_a_log() {
         const KEY: &str = "s3cret-key-of-the-fleet";
         const WRONG: &str = "s3cret-but-wrong";
         let place = Place::new();
-        let debug: &[(&str, &str)] = &[("RBEE_LOG", "trace"), ("RBEE_API_KEY", KEY)];
+        let debug: &[(&str, &str)] =
+            &[("RBEE_LOG", "trace,h2=trace,hyper=trace,hyper_util=trace"), ("RBEE_API_KEY", KEY)];
         let mut queen = Daemon::try_start(&place, "queen serve", &[], debug).unwrap();
         let url = queen.url();
         let mut hive =
@@ -227,6 +246,7 @@ fn no_key_is_ever_in_a_log() {
             told.push(String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).into_owned());
         }
         assert!(told.len() >= 6, "queen, hive and worker have files");
+        assert!(told[0].contains("TRACE h2"), "what carries the requests was asked to say all");
         for text in told {
             let at = [KEY, WRONG].iter().find_map(|key| text.find(key));
             assert_eq!(at.map(|at| &text[at.saturating_sub(200)..at]), None);

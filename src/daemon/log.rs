@@ -21,6 +21,9 @@ pub const LINE_BYTES_MAX: usize = 16 << 10;
 /// Lines of the life before that a daemon still tells.
 const EARLIER_LINES: usize = 500;
 
+/// What carries a log to who follows it, and would log that it does, for ever. Heard only if RBEE_LOG names it.
+const CARRIERS: &[&str] = &["h2=info", "hyper=info", "hyper_util=info", "mio=info"];
+
 static LOG: LazyLock<Log> = LazyLock::new(|| Log {
     lines: Arc::default(),
     out: Mutex::new(Out { to_stderr: true, is_kept: false, file: None }),
@@ -77,10 +80,17 @@ fn shown(line: &[u8]) -> String {
 /// Starts logging; RBEE_LOG filters as RUST_LOG does elsewhere. `is_kept`: the lines can be asked for, see [`lines`].
 pub fn begin(settings: &Settings, is_kept: bool) {
     LOG.out().is_kept = is_kept;
-    let filter = tracing_subscriber::EnvFilter::builder()
+    let mut filter = tracing_subscriber::EnvFilter::builder()
         .with_env_var("RBEE_LOG")
         .with_default_directive(tracing::Level::INFO.into())
         .from_env_lossy();
+    let asked = std::env::var("RBEE_LOG").unwrap_or_default();
+    for directive in CARRIERS {
+        let name = directive.split('=').next().unwrap_or_default();
+        if !asked.contains(name) {
+            filter = filter.add_directive(directive.parse().expect("a directive of this table reads"));
+        }
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Writer);
     if settings.text("log-format") == Some("json") {
         log.json().init();

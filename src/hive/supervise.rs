@@ -114,8 +114,6 @@ impl Life {
     /// From the launch, or from what an earlier hive has left, to the end; a pinned worker has several lives.
     pub async fn live(mut self, mut held: Option<Held>) {
         let mut restarts = Restarts::new(self.workers.settings().restart_pause);
-        // One that never served is not tried again: whoever asked for it is told why, and can do something about it.
-        let mut has_served = held.is_some();
         let mut again = false;
         let failure = loop {
             let end = match held.take() {
@@ -133,7 +131,8 @@ impl Life {
                     break failure;
                 }
                 End::Crash { failure, served } => {
-                    has_served |= served.is_some();
+                    // One that never served is not tried again: whoever asked for it is told why, and can do something.
+                    let has_served = self.workers.get(&self.id).is_ok_and(|worker| worker.has_served);
                     let pause = if has_served { restarts.after(served) } else { None };
                     match self.after_crash(failure, pause, restarts.count()).await {
                         Then::Again(start) => self.start = Some(start),
@@ -280,6 +279,7 @@ impl Life {
                     serving_since = Some(Instant::now());
                     workers.update(id, |worker| {
                         worker.info.state = WorkerState::Ready;
+                        worker.has_served = true;
                         worker.used = Instant::now();
                     });
                     phase.send_replace(Phase::Ready);

@@ -68,6 +68,8 @@ pub struct Worker {
     pub target: Target,
     /// When it was last asked something, on the clock that does not jump.
     pub used: Instant,
+    /// It was ready once, in whatever life.
+    pub has_served: bool,
     /// What it says, over all its lives.
     pub log: Arc<Lines>,
     phase: watch::Receiver<Phase>,
@@ -169,6 +171,7 @@ impl Workers {
             kind: plan.engine.kind.clone(),
             target: Target::unix(&socket),
             used: Instant::now(),
+            has_served: false,
             log: Arc::default(),
             phase: phases,
             orders,
@@ -236,7 +239,9 @@ impl Workers {
                     return Err(Failure::new(Code::WorkerLost, format!("worker {id} is gone")));
                 },
                 () = cancel.cancelled() => {
-                    if self.is_wanted_by_others(id) {
+                    // One that is being started again is not this spawn's to end.
+                    let has_served = self.get(id).is_ok_and(|worker| worker.has_served);
+                    if has_served || self.is_wanted_by_others(id) {
                         return Ok(Spawned::Cancelled(Receipt::default()));
                     }
                     return Ok(Spawned::Cancelled(self.stop(id, Duration::ZERO).await?));
@@ -325,6 +330,7 @@ impl Workers {
             info,
             target,
             used: Instant::now(),
+            has_served: true,
             log,
             phase: phases,
             orders,

@@ -95,8 +95,7 @@ impl Hello {
             protocol,
             version: header(VERSION_HEADER)?,
         };
-        // A hive that is only one version ahead is not understood either: it is the newer end that knows the older, and here
-        // that is the hive, which tells what it knows in its own words.
+        // What a hive ahead of this queen tells, she could not read: here only the older is understood.
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
             let who = format!("the hive {}", hello.hive);
             let peer = Build { who, version: hello.version, protocol };
