@@ -69,6 +69,7 @@ fn the_queen_tells_the_lines_of_the_whole_fleet_each_with_its_node_and_worker() 
         assert!(has(&direct, "one", None, "listening"), "{direct:?}");
 
         assert_eq!(queen.get("/v2/logs?node=three").failure().code, Code::HiveNotFound);
+        assert_eq!(queen.get("/v2/logs?node=three&worker=w1").failure().code, Code::HiveNotFound);
         assert_eq!(queen.get("/v2/logs?worker=none").failure().code, Code::WorkerNotFound);
         assert_eq!(queen.get("/v2/logs?worker=../hive").failure().code, Code::InvalidRequest);
         assert_eq!(queen.get("/v2/logs?tail=100000").failure().code, Code::InvalidRequest);

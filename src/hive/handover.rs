@@ -18,6 +18,9 @@ pub fn hand_over(hive: &Hive, request: &Request) -> Result<Response, Failure> {
             "a handover is asked for on the hive's own machine, or through its queen",
         ));
     }
+    if hive.shutdown.is_draining() {
+        return Err(Failure::new(Code::ShuttingDown, "this hive is ending already, and its workers with it"));
+    }
     let workers: Vec<String> = hive.workers.infos().into_iter().map(|worker| worker.worker_id).collect();
     let orphan_ttl = hive.workers.settings().orphan_ttl.as_secs();
     tracing::info!(workers = workers.len(), orphan_ttl, "handing over to the next hive");

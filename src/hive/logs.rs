@@ -76,7 +76,7 @@ impl Source {
             match step {
                 Some(Step::Line(line)) => tell(&to, self.node.clone(), self.worker.clone(), line).await?,
                 Some(Step::Missed(lines)) => {
-                    let missed = JobEvent::warn("missed", format!("{lines} lines are no longer kept"));
+                    let missed = JobEvent::warn("missed", format!("lines that are no longer kept: {lines}"));
                     to.event(missed.name(), &missed.data().to_string()).await?;
                 }
                 None => return Ok(()),

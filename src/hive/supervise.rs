@@ -104,12 +104,6 @@ pub struct Life {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// What comes after an end.
-enum Then {
-    Again(Start),
-    Over(Failure),
-}
-
 impl Life {
     /// From the launch, or from what an earlier hive has left, to the end; a pinned worker has several lives.
     pub async fn live(mut self, mut held: Option<Held>) {
@@ -134,9 +128,8 @@ impl Life {
                     // One that never served is not tried again: whoever asked for it is told why, and can do something.
                     let has_served = self.workers.get(&self.id).is_ok_and(|worker| worker.has_served);
                     let pause = if has_served { restarts.after(served) } else { None };
-                    match self.after_crash(failure, pause, restarts.count()).await {
-                        Then::Again(start) => self.start = Some(start),
-                        Then::Over(failure) => break failure,
+                    if let Err(failure) = self.after_crash(failure, pause, restarts.count()).await {
+                        break failure;
                     }
                     again = true;
                 }
@@ -147,14 +140,19 @@ impl Life {
         self.forget(failure);
     }
 
-    /// Waits before a pinned worker's next life; any other is over.
-    async fn after_crash(&mut self, failure: Failure, pause: Option<Duration>, count: u32) -> Then {
+    /// Waits before a pinned worker's next life; of any other, why it is over.
+    async fn after_crash(
+        &mut self,
+        failure: Failure,
+        pause: Option<Duration>,
+        count: u32,
+    ) -> Result<(), Failure> {
         let shutdown = self.workers.hive_shutdown().clone();
         let info = self.workers.get(&self.id).map(|worker| worker.info).ok();
         let is_pinned = info.as_ref().is_some_and(|info| info.pinned) && !shutdown.is_draining();
         let (Some(pause), Some(start), Some(info), true) = (pause, self.start.take(), info, is_pinned) else {
             self.remember(&failure, Crash::Last);
-            return Then::Over(failure);
+            return Err(failure);
         };
         tracing::warn!(
             worker = self.id,
@@ -176,15 +174,16 @@ impl Life {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
-                    return Then::Again(Start { info: WorkerInfo { pid: None, ..info }, ..start });
+                    self.start = Some(Start { info: WorkerInfo { pid: None, ..info }, ..start });
+                    return Ok(());
                 }
                 Some(order) = self.orders.recv() => if let Order::Stop { reply, .. } = order {
                     // Whoever asked may have left.
                     let _ = reply.send(Receipt::default());
-                    return Then::Over(stopped(&self.id));
+                    return Err(stopped(&self.id));
                 },
                 () = shutdown.drained() => {
-                    return Then::Over(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
+                    return Err(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
                 }
             }
         }

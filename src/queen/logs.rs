@@ -4,6 +4,7 @@
 use crate::daemon::lines::{Reader, Step};
 use crate::daemon::log;
 use crate::http::link::Caller;
+use crate::http::relay::STALL_MAX;
 use crate::http::sse::{self, Gone, Sender};
 use crate::http::{Request, Response, client};
 use crate::queen::Queen;
@@ -102,7 +103,9 @@ impl Own {
                     let (node, stream) = (self.node.clone(), "queen".into());
                     to.event("log", &json!(LogLine { node, worker: None, stream, line }).to_string()).await
                 }
-                Some(Step::Missed(lines)) => warn(&to, format!("{lines} lines are no longer kept")).await,
+                Some(Step::Missed(lines)) => {
+                    warn(&to, format!("lines that are no longer kept: {lines}")).await
+                }
                 None => return Ok(()),
             };
             event?;
@@ -134,12 +137,15 @@ async fn begin(caller: &Caller, query: &str) -> Result<Lines, Failure> {
 
 /// The log of a worker, wherever it runs or ran.
 async fn of_worker(queen: &Queen, worker: &str, query: &LogQuery) -> Result<(String, Lines), Failure> {
+    if let Some(node) = &query.node {
+        queen.registry.hive(node)?;
+    }
     let fleet = queen.registry.fleet();
     let runs_there = |hive: &&Hive| hive.info.workers.iter().any(|running| running.worker_id == worker);
     let named =
         fleet.hives.values().filter(|hive| query.node.as_ref().is_none_or(|node| *node == hive.info.name));
     let mut hives: Vec<&Hive> = named.collect();
-    if let Some(at) = hives.iter().position(|hive| runs_there(hive)) {
+    if let Some(at) = hives.iter().position(runs_there) {
         hives = vec![hives[at]];
     }
     let mut unknown = Failure::new(
@@ -166,7 +172,10 @@ async fn one(hive: String, mut lines: Lines, to: Sender) -> Result<(), Broken> {
             Err(error) => return Err(broke(&failure::chain(&error))),
         };
         match (&event.name, Terminator::parse(&event.data)) {
-            (Some(name), _) => to.event(name, &event.data).await?,
+            // The link is never held up by a reader that does not read.
+            (Some(name), _) => tokio::time::timeout(STALL_MAX, to.event(name, &event.data))
+                .await
+                .map_err(|_| Broken::ReaderGone)??,
             (None, Some(Terminator::Done)) => return Ok(()),
             (None, Some(Terminator::Error(why))) => return Err(broke(&why)),
             (None, _) => {}
