@@ -8,7 +8,7 @@ use crate::config::Settings;
 use crate::shutdown::Shutdown;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
@@ -158,7 +158,7 @@ fn inherited(settings: &Settings, flag: &'static str) -> Result<Option<OwnedFd>,
 pub fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
     let failed = |source: std::io::Error| {
         if source.kind() == std::io::ErrorKind::AddrInUse {
-            return DaemonError::PortInUse { address, by: holder_of(address.port()).unwrap_or_default() };
+            return DaemonError::PortInUse { address, by: holder_of(address).unwrap_or_default() };
         }
         DaemonError::Bind { address, source }
     };
@@ -173,18 +173,32 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
     TcpListener::from_std(socket.into()).map_err(failed)
 }
 
-/// The process that listens on a port, as far as this user may see: ` by NAME (pid N)`.
-fn holder_of(port: u16) -> Option<String> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
-        let text = std::fs::read_to_string(table).ok()?;
-        text.lines().skip(1).find_map(|line| {
+/// The process that listens on an address, as far as this user may see: ` by NAME (pid N)`.
+fn holder_of(address: SocketAddr) -> Option<String> {
+    let port = address.port();
+    // As the kernel prints it: the address's bytes as a number of this machine. Of IPv6 the port has to do.
+    let ours = match address.ip() {
+        IpAddr::V4(ip) if !ip.is_unspecified() => Some(format!("{:08X}", u32::from_ne_bytes(ip.octets()))),
+        _ => None,
+    };
+    let is_there = |text: &str| {
+        let is_any = text.bytes().all(|byte| byte == b'0');
+        ours.as_ref().is_none_or(|ours| text == ours || is_any || text.len() != ours.len())
+    };
+    let listening = ["/proc/net/tcp", "/proc/net/tcp6"].iter().flat_map(|table| {
+        let text = std::fs::read_to_string(table).unwrap_or_default();
+        let inodes = text.lines().skip(1).filter_map(|line| {
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let local = fields.get(1)?.rsplit_once(':')?.1;
+            let (local, at) = fields.get(1)?.rsplit_once(':')?;
             const LISTEN: &str = "0A";
-            let is_ours = u16::from_str_radix(local, 16) == Ok(port) && fields.get(3) == Some(&LISTEN);
-            is_ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]"))).flatten()
-        })
-    })?;
+            let is_ours = u16::from_str_radix(at, 16) == Ok(port) && fields.get(3) == Some(&LISTEN);
+            (is_ours && is_there(local))
+                .then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))
+                .flatten()
+        });
+        inodes.collect::<Vec<String>>()
+    });
+    let inodes: Vec<String> = listening.collect();
     let processes = std::fs::read_dir("/proc").ok()?;
     for process in processes.flatten() {
         // Beside the processes there are names like `self`.
@@ -193,7 +207,8 @@ fn holder_of(port: u16) -> Option<String> {
         }
         let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
         let holds = |fd: std::fs::DirEntry| {
-            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == inode.as_str())
+            std::fs::read_link(fd.path())
+                .is_ok_and(|to| inodes.iter().any(|inode| to.as_os_str() == inode.as_str()))
         };
         if open.flatten().any(holds) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
