@@ -230,6 +230,24 @@ fn how_a_worker_ended_is_told_through_the_queen_and_by_the_command_line() {
 }
 
 #[test]
+fn a_request_for_a_pinned_worker_that_is_being_restarted_waits_for_it_and_starts_no_other() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, _hive) = fleet(&place, &["--restart-pause", "2s"]);
+        let model = queen.register(&place, None);
+        let worker = spawn(&queen, &model, json!({"pin": true}));
+        signal_pid(pid_of(&worker), Signal::KILL);
+        until("the queen knows that it is being restarted", || match queen.workers() {
+            workers if workers.len() == 1 && workers[0]["state"] == "starting" => Ok(()),
+            workers => Err(format!("{workers:?}")),
+        });
+        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        assert_eq!(queen.workers()[0]["worker_id"], worker["worker_id"]);
+        assert_eq!((queen.workers().len(), worker_logs(&place)), (1, 1));
+    });
+}
+
+#[test]
 fn a_drain_finishes_what_runs_takes_nothing_new_and_ends_when_the_workers_have_stopped() {
     alone(|| {
         const TOKENS: u32 = 1_500;

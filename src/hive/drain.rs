@@ -43,11 +43,13 @@ pub async fn drain(hive: &Hive, undo: bool, job: &Context) -> Outcome {
     let name = &hive.options.name;
     if undo {
         let was_drained = hive.drained.send_replace(false);
+        tracing::info!(was_drained, "taking work again");
         job.narrate("drain", format!("{name} takes work again"));
         return Outcome::Done(json!({"hive": name, "draining": false, "was_draining": was_drained}));
     }
     let started = Instant::now();
     hive.drained.send_replace(true);
+    tracing::info!("draining: no new requests until that is undone");
     job.narrate("drain", format!("{name} takes no new requests; waiting for what runs"));
     let mut undone = hive.drained.subscribe();
     let emptied = tokio::select! {
@@ -57,6 +59,7 @@ pub async fn drain(hive: &Hive, undo: bool, job: &Context) -> Outcome {
         }
         () = job.token().cancelled() => {
             hive.drained.send_replace(false);
+            tracing::info!("the drain was cancelled; taking work again");
             job.narrate("drain", format!("{name} takes work again"));
             let ms = started.elapsed().as_millis() as u64;
             return Outcome::Cancelled(Receipt { ms, ..Receipt::default() });
