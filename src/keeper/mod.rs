@@ -84,10 +84,11 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
+        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers, why,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Why => why::why(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
         Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,
