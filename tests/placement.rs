@@ -52,7 +52,11 @@ impl Narrow {
             let hive = daemon.get("/v1/hives/narrow").json();
             let needs = hive["model_needs"].as_array().unwrap().clone();
             let is_known = |needs: &Value| !needs["shapes"].as_array().unwrap().is_empty();
-            if needs.iter().filter(|needs| is_known(needs)).count() == 2 { Ok(()) } else { Err(hive.to_string()) }
+            if needs.iter().filter(|needs| is_known(needs)).count() == 2 {
+                Ok(())
+            } else {
+                Err(hive.to_string())
+            }
         });
         Narrow { daemon, one, two, place }
     }

@@ -58,7 +58,8 @@ fn cpu(mapped: u64) -> Device {
 /// promised is taken off by whoever plans with it.
 pub fn limit(devices: &mut [Device], max: u64, workers: &[WorkerInfo]) {
     let is_own = |device: &Device| matches!(device.device_type.as_str(), "cpu" | "metal");
-    let own: Vec<String> = devices.iter().filter(|device| is_own(device)).map(|device| device.id.clone()).collect();
+    let own: Vec<String> =
+        devices.iter().filter(|device| is_own(device)).map(|device| device.id.clone()).collect();
     let taking = workers.iter().filter(|worker| own.contains(&worker.device) && !worker.state.is_coming());
     let taken: u64 = taking.map(|worker| worker.memory_bytes).sum();
     for device in devices.iter_mut().filter(|device| is_own(device)) {

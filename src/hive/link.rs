@@ -224,10 +224,12 @@ impl Teller {
     /// The models, each with its needs as far as they are known.
     fn models(&self) -> Vec<ModelV2> {
         let names = models::names(&self.hive).into_iter();
-        names.map(|names| {
-            let needs = self.hive.needs.known(&names.id);
-            ModelV2::new(names, needs)
-        }).collect()
+        names
+            .map(|names| {
+                let needs = self.hive.needs.known(&names.id);
+                ModelV2::new(names, needs)
+            })
+            .collect()
     }
 
     fn look(&self) -> JoinHandle<bool> {

@@ -31,7 +31,8 @@ impl Needs {
         let mut is_new = false;
         for model in store.list() {
             let edition = (model.size_bytes, model.added_at);
-            let seen = self.known.lock().expect("no holder panics").get(&model.id).map(|(edition, _)| *edition);
+            let seen =
+                self.known.lock().expect("no holder panics").get(&model.id).map(|(edition, _)| *edition);
             if seen == Some(edition) {
                 continue;
             }

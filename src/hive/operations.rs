@@ -19,7 +19,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Outcome {
     match operation {
         HiveOperation::WorkerSpawn(want) => worker_spawn(&hive, want, &job).await,
-        HiveOperation::WorkerStop { worker_id, if_idle } => worker_stop(&hive, &worker_id, if_idle, &job).await,
+        HiveOperation::WorkerStop { worker_id, if_idle } => {
+            worker_stop(&hive, &worker_id, if_idle, &job).await
+        }
         HiveOperation::WorkerProcessList => Outcome::Done(json!({ "processes": processes::list(&hive) })),
         HiveOperation::WorkerProcessGet { pid } => {
             processes::get(&hive, pid).map(|process| json!(process)).into()

@@ -41,7 +41,9 @@ pub fn plan(want: &WorkerSpawn, header: &Header, device: &Device) -> Result<Plan
             let (slots, ctx) = shape;
             let lowered = (shape != wished).then(|| {
                 let (slots_wished, ctx_wished) = wished;
-                format!("memory is short: {slots} slots of {ctx} tokens instead of {slots_wished} of {ctx_wished}")
+                format!(
+                    "memory is short: {slots} slots of {ctx} tokens instead of {slots_wished} of {ctx_wished}"
+                )
             });
             return Ok(Plan { slots, ctx, memory_bytes: least, lowered });
         }
@@ -167,7 +169,10 @@ mod tests {
         assert_eq!(told.weights_bytes, 100 * MIB);
         for shape in told.shapes {
             let planned = plan(&want(), &header(), &device(shape.bytes)).unwrap();
-            assert_eq!((planned.slots, planned.ctx, planned.memory_bytes), (shape.slots, shape.ctx, shape.bytes));
+            assert_eq!(
+                (planned.slots, planned.ctx, planned.memory_bytes),
+                (shape.slots, shape.ctx, shape.bytes)
+            );
         }
     }
 

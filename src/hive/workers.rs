@@ -243,7 +243,10 @@ impl Workers {
             let Worker { info, waiting, .. } = worker;
             if info.pinned || info.slots_busy > 0 || *waiting > 0 || !info.state.serves() {
                 let what = if info.pinned { "pinned" } else { info.state.name() };
-                outcome = Err(Failure::new(Code::Conflict, format!("worker {id} is {what}, and not to be given up")));
+                outcome = Err(Failure::new(
+                    Code::Conflict,
+                    format!("worker {id} is {what}, and not to be given up"),
+                ));
                 return false;
             }
             info.state = WorkerState::Draining;

@@ -84,7 +84,7 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers, why,
+        aliases, daemons, hives, jobs, links, models, run, status, why, worker, worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,

@@ -84,7 +84,17 @@ impl TelemetryV2 {
             TelemetryV2::Full(hive) => {
                 let HiveV2 { name, version, listen, os, arch, draining, devices, workers, .. } = hive;
                 let models = models(hive.models);
-                TelemetryV1::Full(HiveV1 { name, version, listen, os, arch, draining, devices, workers, models })
+                TelemetryV1::Full(HiveV1 {
+                    name,
+                    version,
+                    listen,
+                    os,
+                    arch,
+                    draining,
+                    devices,
+                    workers,
+                    models,
+                })
             }
             TelemetryV2::Workers(workers) => TelemetryV1::Workers(workers),
             TelemetryV2::Devices(devices) => TelemetryV1::Devices(devices),
@@ -105,7 +115,8 @@ impl From<TelemetryV1> for TelemetryV2 {
         };
         match telemetry {
             TelemetryV1::Full(hive) => {
-                let HiveV1 { name, version, listen, os, arch, draining, devices, workers, models: told } = hive;
+                let HiveV1 { name, version, listen, os, arch, draining, devices, workers, models: told } =
+                    hive;
                 TelemetryV2::Full(HiveV2 {
                     name,
                     version,

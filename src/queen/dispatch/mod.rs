@@ -257,7 +257,10 @@ impl Dispatcher {
             let (position, has_waited) = {
                 let mut state = self.state();
                 state.queue.claim(ticket.number, wait.claim.clone());
-                (state.queue.position(ticket.number, &want.model), state.queue.waited(ticket.number, Instant::now()))
+                (
+                    state.queue.position(ticket.number, &want.model),
+                    state.queue.waited(ticket.number, Instant::now()),
+                )
             };
             let news = format!("{}; {position}. in the queue", wait.reason);
             if news != told {
@@ -321,7 +324,11 @@ impl Dispatcher {
                 Placed::Wait(Wait { grow, ..Wait::for_slot(slots_total, slots_busy) })
             }
             Decision::Blocked { hive, device, bytes, by } => {
-                let reason = format!("{device} of {hive} has no room for `{}` while {} is at work", want.model, by.join(", "));
+                let reason = format!(
+                    "{device} of {hive} has no room for `{}` while {} is at work",
+                    want.model,
+                    by.join(", ")
+                );
                 let claim = Some(Claim { hive, device, bytes, by });
                 Placed::Wait(Wait { reason, slots: (0, 0), grow: None, claim })
             }
@@ -344,7 +351,12 @@ impl Dispatcher {
 
     /// Another worker for a model whose slots stay full; its queue goes on meanwhile.
     fn grow(self: &Arc<Self>, want: &Want, plan: &placement::Spawn) {
-        tracing::info!(model = want.model, hive = plan.hive, device = plan.device, "all slots stay busy: one more worker");
+        tracing::info!(
+            model = want.model,
+            hive = plan.hive,
+            device = plan.device,
+            "all slots stay busy: one more worker"
+        );
         let mut state = self.state();
         state.grown.retain(|_, at| at.elapsed() < GROW_AGAIN_AFTER);
         state.grown.insert(want.model.clone(), Instant::now());
@@ -382,7 +394,9 @@ impl Dispatcher {
             json!({"hive": name, "verdict": "no", "reason": format!("{name} does not have the model")})
         });
         let nodes: Vec<Value> = verdicts.iter().map(Verdict::json).chain(missing).collect();
-        Ok(json!({"model": want.model, "decision": decision.json(), "nodes": nodes, "queued": state.queue.len()}))
+        Ok(
+            json!({"model": want.model, "decision": decision.json(), "nodes": nodes, "queued": state.queue.len()}),
+        )
     }
 }
 
@@ -410,7 +424,8 @@ impl Tries {
                 if self.spawns < SPAWNS_MAX {
                     return Ok(());
                 }
-                let what = format!("{} workers for `{}` ended as soon as they were up", self.spawns, want.model);
+                let what =
+                    format!("{} workers for `{}` ended as soon as they were up", self.spawns, want.model);
                 return Err(Failure::new(Code::WorkerLost, what));
             }
             Err(failure) => failure,

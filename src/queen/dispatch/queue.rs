@@ -116,7 +116,8 @@ mod tests {
         let serves_a = |want: &Want| want.model == "a";
         assert!(!queue.is_behind(Some(first), serves_a));
         assert!(queue.is_behind(Some(last), serves_a) && queue.is_behind(None, serves_a));
-        let places = [(first, "a"), (other, "b"), (last, "a")].map(|(number, model)| queue.position(number, model));
+        let places =
+            [(first, "a"), (other, "b"), (last, "a")].map(|(number, model)| queue.position(number, model));
         assert_eq!(places, [1, 1, 2]);
         queue.leave(first);
         assert!(!queue.is_behind(Some(last), serves_a));

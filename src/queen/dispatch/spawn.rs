@@ -92,8 +92,7 @@ impl Dispatcher {
         spawns
             .filter_map(|((hive, device, model), spawning)| {
                 let device = device.as_ref()?;
-                let promise =
-                    Promise { hive: hive.clone(), device: device.clone(), bytes: spawning.bytes };
+                let promise = Promise { hive: hive.clone(), device: device.clone(), bytes: spawning.bytes };
                 (!is_seen(hive, device, model)).then_some(promise)
             })
             .collect()
@@ -109,7 +108,10 @@ impl Dispatcher {
         // Nobody may be watching.
         let tell = |event: JobEvent| drop(events.send(event));
         for worker_id in &plan.evict {
-            tell(JobEvent::narrate("evict", format!("stopping the idle worker {worker_id} of {hive} to make room")));
+            tell(JobEvent::narrate(
+                "evict",
+                format!("stopping the idle worker {worker_id} of {hive} to make room"),
+            ));
             self.give_up(hive, worker_id).await?;
         }
         let operation = HiveOperation::WorkerSpawn(self.operation(want, plan));
@@ -137,7 +139,8 @@ impl Dispatcher {
     /// The device as it was chosen; by an engine's name, where that is what the request has called for.
     fn operation(&self, want: &Want, plan: &placement::Spawn) -> WorkerSpawn {
         let fleet = self.registry.fleet();
-        let engines = fleet.hives.get(&plan.hive).map(|hive| hive.info.engines.as_slice()).unwrap_or_default();
+        let engines =
+            fleet.hives.get(&plan.hive).map(|hive| hive.info.engines.as_slice()).unwrap_or_default();
         let named = want.device.as_deref().and_then(|word| {
             engines.iter().find(|engine| engine.id.eq_ignore_ascii_case(word)).map(|engine| engine.id.clone())
         });

@@ -75,11 +75,11 @@ pub enum Decision {
 
 impl Decision {
     pub fn json(&self) -> serde_json::Value {
-        let spawn = |spawn: &Spawn| {
-            json!({"hive": spawn.hive, "device": spawn.device, "needed_bytes": spawn.bytes, "evict": spawn.evict})
-        };
+        let spawn = |spawn: &Spawn| json!({"hive": spawn.hive, "device": spawn.device, "needed_bytes": spawn.bytes, "evict": spawn.evict});
         match self {
-            Decision::Use { hive, worker_id } => json!({"action": "use", "hive": hive, "worker_id": worker_id}),
+            Decision::Use { hive, worker_id } => {
+                json!({"action": "use", "hive": hive, "worker_id": worker_id})
+            }
             Decision::Spawn(plan) => {
                 let mut told = spawn(plan);
                 told["action"] = json!("spawn");
@@ -195,7 +195,8 @@ pub fn choose(want: &Want, view: &View<'_>, verdicts: &[Verdict<'_>]) -> Decisio
         }
         _ => None,
     });
-    if let Some((hive, device, bytes, by)) = blocked.max_by_key(|(hive, device, ..)| speed(hive, &device.id)) {
+    if let Some((hive, device, bytes, by)) = blocked.max_by_key(|(hive, device, ..)| speed(hive, &device.id))
+    {
         return Decision::Blocked {
             hive: hive.name.clone(),
             device: device.id.clone(),
@@ -264,12 +265,16 @@ pub fn nowhere(want: &Want, fleet: &[&HiveInfo]) -> Failure {
         );
     }
     let on_asked = fleet.iter().filter(|hive| want.hive.as_ref().is_none_or(|name| *name == hive.name));
-    let mut known: Vec<&str> =
-        on_asked.clone().flat_map(|hive| &hive.models).map(String::as_str).collect();
+    let mut known: Vec<&str> = on_asked.clone().flat_map(|hive| &hive.models).map(String::as_str).collect();
     known.sort_unstable();
     known.dedup();
-    let known = if known.is_empty() { "there is none yet".into() } else { format!("there are: {}", known.join(", ")) };
-    let place = want.hive.as_ref().map_or_else(|| "no node has".to_owned(), |name| format!("{name} does not have"));
+    let known = if known.is_empty() {
+        "there is none yet".into()
+    } else {
+        format!("there are: {}", known.join(", "))
+    };
+    let place =
+        want.hive.as_ref().map_or_else(|| "no node has".to_owned(), |name| format!("{name} does not have"));
     Failure::new(
         Code::ModelNotFound,
         format!("{place} the model `{}`; {known}. Add one with `rbee model download REF`", want.model),

@@ -19,9 +19,15 @@ pub enum Room<'v> {
         is_lowered: bool,
     },
     /// There will be room when these have ended their work.
-    AfterBusy { bytes: u64, by: Vec<&'v WorkerInfo> },
+    AfterBusy {
+        bytes: u64,
+        by: Vec<&'v WorkerInfo>,
+    },
     /// Not even alone with what is pinned.
-    TooLittle { needed: u64, free: u64 },
+    TooLittle {
+        needed: u64,
+        free: u64,
+    },
     /// The hive is of an older version and has not said what its models need: it decides.
     Unknown,
     /// A worker of the model is on it already.
@@ -161,9 +167,8 @@ fn best_kind(hive: &HiveInfo) -> &str {
 
 /// By the device's name, or its kind, or an engine's name, whose kind it then is.
 pub fn is_device(word: &str, device: &Device, engines: &[EngineInfo]) -> bool {
-    let is_engines = |engine: &EngineInfo| {
-        engine.id.eq_ignore_ascii_case(word) && engine.kind == device.device_type
-    };
+    let is_engines =
+        |engine: &EngineInfo| engine.id.eq_ignore_ascii_case(word) && engine.kind == device.device_type;
     word.eq_ignore_ascii_case(&device.id)
         || word.eq_ignore_ascii_case(&device.device_type)
         || engines.iter().any(is_engines)

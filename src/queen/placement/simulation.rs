@@ -58,8 +58,14 @@ fn node(dice: &mut Dice, number: usize, models: u64) -> HiveInfo {
         memory_free_bytes: megabytes * MIB,
         compute_capability: None,
     };
-    let engine = |kind: &str| EngineInfo { id: kind.into(), kind: kind.into(), version: String::new(), foreign: false };
-    let speed = DeviceSpeed { device: "CPU-0".into(), bytes_per_second: (10 + dice.below(40)) * 1_000_000_000 };
+    let engine = |kind: &str| EngineInfo {
+        id: kind.into(),
+        kind: kind.into(),
+        version: String::new(),
+        foreign: false,
+    };
+    let speed =
+        DeviceSpeed { device: "CPU-0".into(), bytes_per_second: (10 + dice.below(40)) * 1_000_000_000 };
     HiveInfo {
         name,
         version: String::new(),
@@ -144,8 +150,11 @@ impl World {
             let least = needs_of(&self.hives, &want.model);
             let could = |hive: &HiveInfo| {
                 let has_engine = hive.engines.iter().any(|engine| engine.kind == "cuda");
-                let is_large = |device: &&Device| device.device_type == "cuda" && device.memory_bytes >= 2 * least;
-                has_engine && hive.models.contains(&want.model) && hive.devices.iter().any(|device| is_large(&device))
+                let is_large =
+                    |device: &&Device| device.device_type == "cuda" && device.memory_bytes >= 2 * least;
+                has_engine
+                    && hive.models.contains(&want.model)
+                    && hive.devices.iter().any(|device| is_large(&device))
             };
             assert!(!self.hives.iter().any(could), "{want:?} falls to a processor");
         }

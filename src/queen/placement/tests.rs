@@ -137,8 +137,7 @@ fn at(hive: &str, device: &str, evict: &[&str]) -> (String, String, Vec<String>)
 
 #[test]
 fn the_least_busy_ready_worker_is_used_counting_what_is_on_its_way() {
-    let hives =
-        [hive("a", 9, vec![worker("w1", WorkerState::Ready, 0), worker("w2", WorkerState::Busy, 1)])];
+    let hives = [hive("a", 9, vec![worker("w1", WorkerState::Ready, 0), worker("w2", WorkerState::Busy, 1)])];
     assert_eq!(used(decided(&want(), &hives)), "w1");
     let in_flight = InFlight::from([("w1".into(), 2)]);
     assert_eq!(used(decided_with(&want(), &hives, &in_flight, &[], &[])), "w2");
@@ -238,12 +237,8 @@ fn idle_workers_make_room_the_longest_unused_first_and_no_more_than_it_takes() {
 fn a_busy_or_pinned_worker_is_never_evicted() {
     let busy = || other("busy", "CPU-0", 3_000, 1, 0);
     let pinned = WorkerInfo { pinned: true, ..other("pinned", "CPU-0", 3_000, 0, 0) };
-    let waits = Decision::Blocked {
-        hive: "a".into(),
-        device: "CPU-0".into(),
-        bytes: LEAST,
-        by: vec!["busy".into()],
-    };
+    let waits =
+        Decision::Blocked { hive: "a".into(), device: "CPU-0".into(), bytes: LEAST, by: vec!["busy".into()] };
     assert_eq!(decided(&want(), &[hive("a", 100, vec![busy()])]), waits);
     let idle_but_used = [hive("a", 100, vec![other("busy", "CPU-0", 3_000, 0, 0)])];
     let in_flight = InFlight::from([("busy".into(), 1)]);

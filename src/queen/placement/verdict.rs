@@ -20,10 +20,20 @@ pub enum Standing {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict<'v> {
-    Worker { hive: &'v HiveInfo, worker: &'v WorkerInfo, standing: Standing },
-    Device { hive: &'v HiveInfo, device: &'v Device, room: Room<'v> },
+    Worker {
+        hive: &'v HiveInfo,
+        worker: &'v WorkerInfo,
+        standing: Standing,
+    },
+    Device {
+        hive: &'v HiveInfo,
+        device: &'v Device,
+        room: Room<'v>,
+    },
     /// The whole node is out of the question.
-    Node { hive: &'v HiveInfo },
+    Node {
+        hive: &'v HiveInfo,
+    },
 }
 
 /// Every node's verdict.
@@ -128,7 +138,9 @@ pub fn refusal(want: &Want, verdicts: &[Verdict<'_>]) -> Failure {
 impl Verdict<'_> {
     pub fn hive(&self) -> &str {
         match self {
-            Verdict::Worker { hive, .. } | Verdict::Device { hive, .. } | Verdict::Node { hive } => &hive.name,
+            Verdict::Worker { hive, .. } | Verdict::Device { hive, .. } | Verdict::Node { hive } => {
+                &hive.name
+            }
         }
     }
 
