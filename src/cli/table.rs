@@ -44,6 +44,7 @@ static HIVE_FLAGS: &[&Flag] = &[
     &RESTART_PAUSE,
     &CONTAINMENT,
     &MODELS_DIR,
+    &MEMORY,
     &CATALOG,
     &CATALOG_KEY_FILE,
     &TRUST,
@@ -92,6 +93,16 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Ask,
         summary: "queen, hives, workers, models and running jobs on one screen",
         details: "Exits 1 if the queen is down.",
+        ..COMMAND
+    },
+    Command {
+        action: Action::Why,
+        path: &["why"],
+        group: Group::Ask,
+        summary: "where a request for a model would run, and each node's verdict",
+        details: "Exits 1 if it would be refused.",
+        positionals: MODEL_REF,
+        flags: &[&DEVICE],
         ..COMMAND
     },
     Command {
@@ -366,6 +377,7 @@ pub static COMMANDS: &[Command] = &[
             &RESTART_PAUSE,
             &CONTAINMENT,
             &MODELS_DIR,
+            &MEMORY,
             &CATALOG,
             &CATALOG_KEY_FILE,
             &TRUST,

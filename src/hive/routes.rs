@@ -1,5 +1,6 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
+use crate::hive::speed::Meter;
 use crate::hive::{Hive, handover, link, logs, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
@@ -90,7 +91,7 @@ impl Service for Routes {
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
             Endpoint::Logs => logs::logs(hive, &request).await,
             Endpoint::Handover => handover::hand_over(hive, &request),
-            Endpoint::Telemetry if request.peer == Peer::Link => Ok(link::telemetry(hive)),
+            Endpoint::Telemetry if request.peer == Peer::Link => link::telemetry(hive, &request),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),
         }
     }
@@ -145,5 +146,10 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
             format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)),
         )
     })?;
-    Ok(relay::relay(answer, relay::Unwatched, busy))
+    let Some(busy) = busy else { return Ok(relay::relay(answer, relay::Unwatched, ())) };
+    let weights = hive.store.get(&worker.info.model).map_or(0, |model| model.size_bytes);
+    let (workers, own) = (hive.workers.clone(), id.to_owned());
+    let is_alone = move || workers.get(&own).is_ok_and(|worker| worker.info.slots_busy == 1);
+    let meter = Meter::new(hive.speeds.clone(), worker.info.device, weights, is_alone);
+    Ok(relay::relay(answer, meter, busy))
 }

@@ -95,7 +95,7 @@ impl Hello {
             protocol,
             version: header(VERSION_HEADER)?,
         };
-        // What a hive ahead of this queen tells, she could not read: here only the older is understood.
+        // A hive that is ahead of this queen hears it from her, and dials again in her words if it knows them.
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) {
             let who = format!("the hive {}", hello.hive);
             let peer = Build { who, version: hello.version, protocol };

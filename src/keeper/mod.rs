@@ -85,10 +85,12 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, logs, models, run, status, worker, worker_processes, workers,
+        aliases, daemons, hives, jobs, links, logs, models, run, status, why, worker, worker_processes,
+        workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Why => why::why(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStart => daemons::start(settings, render, daemons::QUEEN).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,

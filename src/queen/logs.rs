@@ -8,7 +8,7 @@ use crate::http::relay::STALL_MAX;
 use crate::http::sse::{self, Gone, Sender};
 use crate::http::{Request, Response, client};
 use crate::queen::Queen;
-use crate::queen::registry::Hive;
+use crate::queen::fleet::Hive;
 use crate::shutdown::Shutdown;
 use crate::wire::job::{JobEvent, Terminator};
 use crate::wire::logs::{LogLine, LogQuery};
@@ -41,7 +41,7 @@ pub async fn logs(queen: &Arc<Queen>, request: &Request) -> Result<Response, Fai
         (None, Some(node)) => {
             let hive = queen.registry.hive(node)?;
             let lines = begin(&hive.caller, &query.text()).await?;
-            Box::pin(one(hive.info.name, lines, to.clone()))
+            Box::pin(one(hive.info.name.clone(), lines, to.clone()))
         }
         (None, None) => Box::pin(all(queen.clone(), asked, to.clone())),
     };
@@ -142,8 +142,11 @@ async fn of_worker(queen: &Queen, worker: &str, query: &LogQuery) -> Result<(Str
     }
     let fleet = queen.registry.fleet();
     let runs_there = |hive: &&Hive| hive.info.workers.iter().any(|running| running.worker_id == worker);
-    let named =
-        fleet.hives.values().filter(|hive| query.node.as_ref().is_none_or(|node| *node == hive.info.name));
+    let named = fleet
+        .hives
+        .values()
+        .map(AsRef::as_ref)
+        .filter(|hive: &&Hive| query.node.as_ref().is_none_or(|node| *node == hive.info.name));
     let mut hives: Vec<&Hive> = named.collect();
     if let Some(at) = hives.iter().position(runs_there) {
         hives = vec![hives[at]];
@@ -190,7 +193,7 @@ async fn all(queen: Arc<Queen>, query: LogQuery, to: Sender) -> Result<(), Broke
             own(&queen, &query).tell(to.clone()).await?;
         }
         let mut missing = Vec::new();
-        for (name, hive) in queen.registry.fleet().hives {
+        for (name, hive) in queen.registry.fleet().hives.iter() {
             let told = match begin(&hive.caller, &query.text()).await {
                 Ok(lines) => one(name.clone(), lines, to.clone()).await,
                 Err(failure) => Err(Broken::Source(format!("{name}: {}", failure.message))),
@@ -214,8 +217,9 @@ async fn all(queen: Arc<Queen>, query: LogQuery, to: Sender) -> Result<(), Broke
     let mut query = query;
     loop {
         let hives = fleet.borrow_and_update().hives.clone();
-        for (name, hive) in hives {
-            let link = hive.link();
+        for (name, hive) in hives.iter() {
+            let (name, hive) = (name.clone(), hive.clone());
+            let link = hive.link;
             if followed.insert(name.clone(), link) == Some(link) {
                 continue;
             }
