@@ -157,6 +157,8 @@ Daemons:
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive
+  completions SHELL           completions for a shell, on stdout
+  man                         the manual page, on stdout: `rbee man | man -l -`
   version                     version, protocol and kernels of this file
   help [COMMAND…]             all about a command"
     );

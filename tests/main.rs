@@ -6,6 +6,7 @@ mod addresses;
 mod builds;
 mod catalog;
 mod cli;
+mod completions;
 mod estimate;
 mod fleet;
 mod follow;

@@ -5,8 +5,10 @@
 //! To add a flag: an entry in `flags.rs`, named in the commands that take it. Help, `RBEE_…` variable and
 //! configuration key follow by themselves.
 
+mod completions;
 mod flags;
 mod help;
+mod man;
 mod parse;
 mod suggest;
 mod table;
@@ -17,6 +19,9 @@ pub use parse::{Parsed, Request, UsageError, parse};
 pub use suggest::nearest;
 pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
 pub use value::Kind;
+
+/// What `rbee completions` takes.
+pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 
 /// Flags that every command takes, in any place.
 pub fn global_flags() -> &'static [&'static Flag] {
@@ -63,6 +68,8 @@ pub enum Action {
     JobFollow,
     JobCancel,
     Links,
+    Completions,
+    Man,
     Version,
     Help,
     Shim,

@@ -453,6 +453,22 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Completions,
+        path: &["completions"],
+        summary: "completions for a shell, on stdout",
+        details: "bash: add `source <(rbee completions bash)` to ~/.bashrc. zsh: `rbee completions zsh > \"${fpath[1]}/_rbee\"`. \
+                  fish: `rbee completions fish > ~/.config/fish/completions/rbee.fish`.",
+        positionals: &[required("SHELL", "bash, zsh or fish")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Man,
+        path: &["man"],
+        summary: "the manual page, on stdout: `rbee man | man -l -`",
+        details: "To keep it: `rbee man > ~/.local/share/man/man1/rbee.1`.",
+        ..COMMAND
+    },
+    Command {
         action: Action::Version,
         path: &["version"],
         summary: "version, protocol and kernels of this file",

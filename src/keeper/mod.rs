@@ -119,12 +119,14 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
         Action::Links => links::links(settings, render),
-        // Daemons, the worker, the shim, help and version are main's.
+        // Daemons, the worker, the shim, help, what is printed from the table and version are main's.
         Action::Serve
         | Action::QueenServe
         | Action::HiveServe
         | Action::WorkerServe
         | Action::CatalogServe
+        | Action::Completions
+        | Action::Man
         | Action::Help
         | Action::Version
         | Action::Shim
