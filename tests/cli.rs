@@ -103,6 +103,7 @@ Usage: rbee COMMAND [flags]
 
 Ask:
   run (infer) [PROMPT…]       one answer, streamed to stdout
+  chat                        the same as a conversation, with history and line editing
   status                      queen, hives, workers, models and running jobs on one screen
 
 Fleet:

@@ -5,6 +5,7 @@
 mod addresses;
 mod builds;
 mod catalog;
+mod chat;
 mod cli;
 mod completions;
 mod estimate;

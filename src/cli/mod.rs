@@ -32,6 +32,7 @@ pub fn global_flags() -> &'static [&'static Flag] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     Run,
+    Chat,
     Status,
     Serve,
     QueenServe,

@@ -65,6 +65,31 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Chat,
+        path: &["chat"],
+        group: Group::Ask,
+        summary: "the same as a conversation, with history and line editing",
+        details: "Ctrl-C stops an answer and not the program, Ctrl-D ends; /help lists what else there is. Starts what is \
+                  missing, as `run` does. Off a terminal each line of stdin is a turn; with --json each answer is a line. \
+                  What was typed is kept in chat_history in the state directory.",
+        flags: &[
+            &MODEL,
+            &SYSTEM,
+            &MAX_TOKENS,
+            &TEMPERATURE,
+            &TOP_P,
+            &TOP_K,
+            &MIN_P,
+            &SEED,
+            &STOP,
+            &ON_WORKER,
+            &DEVICE,
+            &EPHEMERAL,
+        ],
+        sections: &["run"],
+        ..COMMAND
+    },
+    Command {
         action: Action::Status,
         path: &["status"],
         group: Group::Ask,
@@ -526,10 +551,12 @@ pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
 
 /// The tables that a configuration file may have.
 pub fn sections() -> impl Iterator<Item = &'static str> {
-    COMMANDS.iter().filter_map(|command| match command.sections {
-        [section] => Some(*section),
+    let owned = |(at, command): (usize, &Command)| match command.sections {
+        // Commands that share a table's flags come after its owner.
+        [section] if COMMANDS[..at].iter().all(|before| before.sections != [*section]) => Some(*section),
         _ => None,
-    })
+    };
+    COMMANDS.iter().enumerate().filter_map(owned)
 }
 
 /// The flags that may be keys of a table.

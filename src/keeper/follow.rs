@@ -65,6 +65,14 @@ impl<'s> Follower<'s> {
         Follower { shown: false, ..self }
     }
 
+    /// Waits before another try; Ctrl-C ends the waiting.
+    pub async fn pause(&mut self, pause: Duration) -> Result<(), KeeperError> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            _ = self.interrupt.recv() => Err(KeeperError::Interrupted),
+        }
+    }
+
     /// Posts an operation and follows its job; gives its result.
     pub async fn run(&mut self, operation: &Value, each: Each<'_>) -> Result<Value, KeeperError> {
         let mut operation = operation.clone();

@@ -3,11 +3,13 @@
 
 mod bars;
 pub mod commands;
+mod editor;
 mod follow;
 mod lines;
 mod render;
 mod server;
 mod start;
+mod turns;
 
 use crate::cli::Action;
 use crate::config::Settings;
@@ -84,10 +86,11 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
+        aliases, chat, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Chat => chat::chat(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
         Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,

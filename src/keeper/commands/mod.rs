@@ -1,6 +1,7 @@
 //! One file a noun, one function a command.
 
 pub mod aliases;
+pub mod chat;
 pub mod daemons;
 pub mod hives;
 pub mod jobs;
