@@ -205,6 +205,7 @@ fn hive_options(
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },
+        memory_max: settings.number::<u64>("memory").map(|mebibytes| mebibytes << 20),
         engines: dirs.workers.clone(),
         builds: crate::pkgbuild::Places {
             work: dirs.builds.clone(),

@@ -23,6 +23,7 @@ mod kernels;
 mod kills;
 mod models;
 mod output;
+mod placement;
 mod processes;
 mod recipes;
 mod references;

@@ -34,6 +34,7 @@ pub enum Action {
     Run,
     Chat,
     Status,
+    Why,
     Serve,
     QueenServe,
     QueenStatus,
