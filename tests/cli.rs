@@ -111,6 +111,10 @@ Fleet:
   hive get (show) NAME        one machine: devices, workers, models
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
+  workers health              does each running worker answer; exits 1 if not
+  workers retire ID           no new requests for a worker; it stops when those at work are done
+  workers shutdown            stop a worker at once, whatever it is at
+  stop MODEL                  unload a model: retire all workers that hold it
   worker spawn                start a worker for a model, before anybody asks
 
 Workers to install:

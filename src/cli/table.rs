@@ -142,6 +142,38 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::WorkersHealth,
+        path: &["workers", "health"],
+        group: Group::Fleet,
+        summary: "does each running worker answer; exits 1 if not",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersRetire,
+        path: &["workers", "retire"],
+        group: Group::Fleet,
+        summary: "no new requests for a worker; it stops when those at work are done",
+        details: "Ctrl-C puts it back to work.",
+        positionals: &[required("ID", "the worker's id")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersShutdown,
+        path: &["workers", "shutdown"],
+        group: Group::Fleet,
+        summary: "stop a worker at once, whatever it is at",
+        flags: &[&WORKER_TO_END],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Stop,
+        path: &["stop"],
+        group: Group::Fleet,
+        summary: "unload a model: retire all workers that hold it",
+        positionals: &[required("MODEL", "which model")],
+        ..COMMAND
+    },
+    Command {
         action: Action::WorkerSpawn,
         path: &["worker", "spawn"],
         group: Group::Fleet,

@@ -1,7 +1,7 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
 use crate::hive::speed::Meter;
-use crate::hive::{Hive, link, operations};
+use crate::hive::{Hive, heartbeats, link, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Peer, Request, Response, client, relay, reply, request};
@@ -23,6 +23,7 @@ pub enum Endpoint {
     Workers,
     Worker,
     WorkerRelay,
+    Heartbeats,
     Telemetry,
 }
 
@@ -51,6 +52,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
     route("ANY", "/v1/workers/{id}/{rest*}", Endpoint::WorkerRelay),
+    route("GET", "/v1/heartbeats/stream", Endpoint::Heartbeats),
     route("GET", "/v1/telemetry", Endpoint::Telemetry),
 ];
 
@@ -77,6 +79,7 @@ impl Service for Routes {
             Endpoint::Capabilities => Ok(reply::json(&hive.capabilities().await)),
             Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
             Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
+            Endpoint::Heartbeats => Ok(heartbeats::stream(hive)),
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
             Endpoint::Telemetry if request.peer == Peer::Link => link::telemetry(hive, &request),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),

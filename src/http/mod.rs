@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod client;
+pub mod heartbeats;
 pub mod link;
 pub mod public;
 pub mod range;

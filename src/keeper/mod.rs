@@ -86,8 +86,8 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, chat, daemons, hives, jobs, links, models, run, status, why, worker, worker_processes,
-        workers,
+        aliases, chat, daemons, hives, jobs, links, models, run, status, unload, why, worker,
+        worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
@@ -110,6 +110,10 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::WorkerProcessGet => worker_processes::get(settings, render).await,
         Action::WorkerProcessDelete => worker_processes::delete(settings, render).await,
         Action::WorkersList => workers::list(settings, render).await,
+        Action::WorkersHealth => unload::health(settings, render).await,
+        Action::WorkersRetire => unload::retire(settings, render).await,
+        Action::WorkersShutdown => unload::shutdown(settings, render).await,
+        Action::Stop => unload::stop(settings, render).await,
         Action::WorkersGet => workers::get(settings, render).await,
         Action::ModelDownload => models::download(settings, render).await,
         Action::ModelList => models::list(settings, render).await,

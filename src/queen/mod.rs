@@ -3,12 +3,15 @@
 
 pub mod dispatch;
 pub mod fleet;
+mod heartbeats;
 mod hive_job;
 mod infer;
 mod openai;
 pub mod placement;
 pub mod registry;
+mod retire;
 mod routes;
+mod v2;
 
 use crate::http::link::{self, Hello};
 use crate::job::Jobs;

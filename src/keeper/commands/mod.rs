@@ -9,6 +9,7 @@ pub mod links;
 pub mod models;
 pub mod run;
 pub mod status;
+pub mod unload;
 pub mod version;
 pub mod why;
 pub mod worker;

@@ -135,6 +135,11 @@ impl Dispatcher {
         self.state.lock().expect("no holder of the state panics")
     }
 
+    /// Requests that are at workers now.
+    pub fn in_flight(&self) -> u32 {
+        self.state().queue.in_flight.values().sum()
+    }
+
     /// Requests that wait for a slot now.
     pub fn queued(&self) -> usize {
         self.state().queue.len()
