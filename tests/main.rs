@@ -22,6 +22,7 @@ mod interop;
 mod jobs;
 mod kernels;
 mod kills;
+mod metrics;
 mod models;
 mod output;
 mod placement;

@@ -7,6 +7,7 @@
 
 pub mod journal;
 mod key;
+mod metrics;
 pub mod progress;
 pub mod routes;
 pub mod stream;

@@ -6,7 +6,7 @@ use crate::http::server::Service;
 use crate::http::{Request, Response, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::placement::Want;
-use crate::queen::{Queen, heartbeats, hive_job, infer, openai, v2};
+use crate::queen::{Queen, heartbeats, hive_job, infer, metrics, openai, v2};
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
@@ -30,6 +30,7 @@ pub enum Endpoint {
     Worker,
     RetireWorker,
     Heartbeats,
+    Metrics,
     V2Workers,
     V2Health,
     V2Shutdown,
@@ -74,6 +75,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
     route("POST", "/v1/workers/{id}/retire", Endpoint::RetireWorker),
     route("GET", "/v1/heartbeats/stream", Endpoint::Heartbeats),
+    route("GET", "/metrics", Endpoint::Metrics),
     route("GET", "/v2/workers/list", Endpoint::V2Workers),
     route("GET", "/v2/workers/health", Endpoint::V2Health),
     route("POST", "/v2/workers/shutdown", Endpoint::V2Shutdown),
@@ -88,8 +90,14 @@ pub struct Routes(pub Arc<Queen>);
 
 impl Service for Routes {
     async fn call(&self, request: Request) -> Result<Response, Failure> {
-        let (endpoint, params) = router::find(TABLE, request.method().as_str(), request.path())?;
-        self.0.answer(endpoint, &params, request).await
+        let found = router::find(TABLE, request.method().as_str(), request.path());
+        let to = found.as_ref().ok().map(|(endpoint, _)| *endpoint);
+        let answer = match found {
+            Ok((endpoint, params)) => self.0.answer(endpoint, &params, request).await,
+            Err(failure) => Err(failure),
+        };
+        self.0.tally.requests.count(TABLE, to, &answer);
+        answer
     }
 }
 
@@ -123,6 +131,7 @@ impl Queen {
             Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
             Endpoint::RetireWorker => self.begin_retire(params.get(0)).await,
             Endpoint::Heartbeats => Ok(heartbeats::stream(self)),
+            Endpoint::Metrics => Ok(metrics::page(self)),
             Endpoint::V2Workers => Ok(v2::list(self)),
             Endpoint::V2Health => v2::health(self, &request).await,
             Endpoint::V2Shutdown => v2::shutdown(self, request).await,
