@@ -150,6 +150,9 @@ pub async fn health(settings: &Settings, render: &Render) -> Result<(), KeeperEr
             vec![text(worker, "worker_id"), text(worker, "node"), text(worker, "state"), ready.to_owned()]
         };
         let workers = health["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if workers.is_empty() {
+            render.say("no worker runs");
+        }
         render
             .table(&["worker", "hive", "state", "answers"], workers.iter().map(row).collect())
             .map_err(writing)?;

@@ -45,7 +45,7 @@ impl Line {
     }
 
     /// Puts the cursor behind the last character, where what comes next on the screen does not cover any.
-    pub fn to_end(&mut self) {
+    pub fn move_to_end(&mut self) {
         self.at = self.text.len();
     }
 

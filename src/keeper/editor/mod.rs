@@ -159,7 +159,7 @@ impl Terminal {
                 }
                 Step::Suspend => self.suspend()?,
                 Step::Enter | Step::Interrupt | Step::End => {
-                    line.to_end();
+                    line.move_to_end();
                     self.draw(&line)?;
                     return Ok(match step {
                         Step::Interrupt => Typed::Cleared,
