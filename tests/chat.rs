@@ -1,6 +1,6 @@
 //! `rbee chat` as a person at a terminal uses it, and as a script at a pipe.
 
-use crate::support::node::{Daemon, Place, alone, chat as ask, said, slow, until};
+use crate::support::node::{Daemon, PATIENCE, Place, alone, chat as ask, said, slow, until};
 use crate::support::terminal::{CTRL_C, CTRL_D, ENTER, LEFT, Terminal, UP};
 use serde_json::Value;
 use std::io::Write;
@@ -140,5 +140,20 @@ fn at_a_pipe_the_first_mistake_ends_it() {
         let (_, stderr) = said(&output);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("WORKER_NOT_FOUND"), "{stderr}");
+    });
+}
+
+#[test]
+fn an_ephemeral_conversation_starts_what_is_missing_and_leaves_nothing() {
+    alone(|| {
+        let place = Place::new();
+        let queen = format!("http://{}", place.address(7833));
+        let output = piped(&place, &queen, &["--ephemeral", "--max-tokens", "3", "--json"], "hello\n");
+        let (stdout, stderr) = said(&output);
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains("starting rbee serve"), "{stderr}");
+        let answer: Value = serde_json::from_str(stdout.trim_end()).unwrap();
+        assert_eq!(answer["usage"]["completion_tokens"], 3);
+        place.is_deserted_within(PATIENCE);
     });
 }
