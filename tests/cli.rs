@@ -103,7 +103,9 @@ Usage: rbee COMMAND [flags]
 
 Ask:
   run (infer) [PROMPT…]       one answer, streamed to stdout
+  chat                        the same as a conversation, with history and line editing
   status                      queen, hives, workers, models and running jobs on one screen
+  why REF                     where a request for a model would run, and each node's verdict
 
 Fleet:
   hive list (ls)              the machines of the fleet
@@ -111,6 +113,10 @@ Fleet:
   hive drain NAME             take a machine out of service when what runs there is done
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
+  workers health              does each running worker answer; exits 1 if not
+  workers retire ID           no new requests for a worker; it stops when those at work are done
+  workers shutdown            stop a worker at once, whatever it is at
+  stop MODEL                  unload a model: retire all workers that hold it
   workers logs ID             what a worker says, or said before it ended
   logs                        what queen, hives and workers say, each line with its machine
   worker spawn                start a worker for a model, before anybody asks
@@ -162,6 +168,8 @@ Daemons:
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive
+  completions SHELL           completions for a shell, on stdout
+  man                         the manual page, on stdout: `rbee man | man -l -`
   version                     version, protocol and kernels of this file
   help [COMMAND…]             all about a command"
     );

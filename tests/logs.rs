@@ -18,7 +18,7 @@ fn log_line(event: &Event) -> Option<Value> {
 /// A stream of log lines, read to its end.
 #[track_caller]
 fn whole(daemon: &Daemon, path: &str) -> (Vec<Value>, Option<Terminator>) {
-    let mut stream = daemon.stream_at(path);
+    let mut stream = daemon.watch(path);
     assert_eq!(stream.status, 200);
     let (mut lines, mut terminator) = (Vec::new(), None);
     while let Some(event) = stream.next().unwrap() {
@@ -116,7 +116,7 @@ fn a_log_is_followed_as_it_grows_and_over_the_end_of_a_worker() {
         // What it said is still there, read from its file.
         let (lines, terminator) = whole(&daemon, &format!("/v2/logs?worker={id}"));
         assert!(!lines.is_empty() && terminator == Some(Terminator::Done), "{lines:?}");
-        let mut stream = daemon.stream_at("/v2/logs?follow=true&tail=0");
+        let mut stream = daemon.watch("/v2/logs?follow=true&tail=0");
         daemon.signal(Signal::TERM);
         let ended = stream.rest();
         let last = ended.events.last().unwrap();
@@ -133,7 +133,7 @@ fn a_log_that_tells_everything_can_be_followed_without_telling_of_itself_for_eve
         let args = ["--name", "one", "--queen", &queen.url()];
         let hive = Daemon::try_start(&place, "hive serve", &args, all).unwrap();
         queen.has_hives(1);
-        let mut stream = queen.stream_at("/v2/logs?follow=true&tail=0");
+        let mut stream = queen.watch("/v2/logs?follow=true&tail=0");
         // Ended by the daemon, and before that by nothing: what came meanwhile is what the two said by themselves.
         assert!(hive.terminate().success());
         assert!(queen.terminate().success());

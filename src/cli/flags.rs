@@ -136,6 +136,7 @@ pub static TAIL: Flag =
     Flag::new("tail", Number { min: 0, max: 1_000 }, "N", "how many of each log's last lines").default("100");
 pub static LOGS_WORKER: Flag = Flag::new("worker", Text, "ID", "the lines of this worker alone");
 pub static UNDO: Flag = Flag::new("undo", Switch, "", "put it back to work");
+pub static WORKER_TO_END: Flag = Flag::new("id", Text, "ID", "the worker's id").required();
 
 // Spawning a worker.
 pub static SPAWN_MODEL: Flag =

@@ -5,8 +5,10 @@
 //! To add a flag: an entry in `flags.rs`, named in the commands that take it. Help, `RBEE_…` variable and
 //! configuration key follow by themselves.
 
+mod completions;
 mod flags;
 mod help;
+mod man;
 mod parse;
 mod suggest;
 mod table;
@@ -18,6 +20,9 @@ pub use suggest::nearest;
 pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
 pub use value::Kind;
 
+/// What `rbee completions` takes.
+pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+
 /// Flags that every command takes, in any place.
 pub fn global_flags() -> &'static [&'static Flag] {
     flags::GLOBAL
@@ -27,6 +32,7 @@ pub fn global_flags() -> &'static [&'static Flag] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     Run,
+    Chat,
     Status,
     Why,
     Serve,
@@ -54,6 +60,10 @@ pub enum Action {
     CatalogServe,
     WorkersList,
     WorkersGet,
+    WorkersHealth,
+    WorkersRetire,
+    WorkersShutdown,
+    Stop,
     WorkersLogs,
     Logs,
     ModelDownload,
@@ -69,6 +79,8 @@ pub enum Action {
     JobFollow,
     JobCancel,
     Links,
+    Completions,
+    Man,
     Version,
     Help,
     Shim,

@@ -9,15 +9,18 @@ mod ends;
 mod engines;
 mod foreign;
 mod handover;
+mod heartbeats;
 mod launching;
 mod link;
 mod logs;
+mod metrics;
 mod models;
 mod needs;
 mod operations;
 mod preflight;
 mod processes;
 pub mod restarts;
+mod retire;
 mod routes;
 mod speed;
 mod supervise;
@@ -26,6 +29,7 @@ mod workers;
 use crate::catalog::Catalog;
 use crate::http::client::Target;
 use crate::http::link::Hello;
+use crate::http::metrics::Requests;
 use crate::job::Jobs;
 use crate::model::Store;
 use crate::shutdown::Shutdown;
@@ -82,6 +86,7 @@ pub struct Hive {
     needs: Arc<Needs>,
     speeds: Arc<Speeds>,
     started_at: u64,
+    requests: Requests,
     shutdown: Shutdown,
 }
 
@@ -107,6 +112,7 @@ impl Hive {
             needs: Arc::default(),
             speeds: Arc::default(),
             started_at: now_ms(),
+            requests: Requests::default(),
             shutdown,
             options,
         });

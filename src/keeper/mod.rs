@@ -3,11 +3,13 @@
 
 mod bars;
 pub mod commands;
+mod editor;
 mod follow;
 mod lines;
 mod render;
 mod server;
 mod start;
+mod turns;
 mod version;
 
 use crate::cli::Action;
@@ -85,11 +87,12 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, logs, models, run, status, why, worker, worker_processes,
-        workers,
+        aliases, chat, daemons, hives, jobs, links, logs, models, run, status, unload, why, worker,
+        worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Chat => chat::chat(settings, render).await,
         Action::Why => why::why(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStart => daemons::start(settings, render, daemons::QUEEN).await,
@@ -111,6 +114,10 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::WorkerProcessGet => worker_processes::get(settings, render).await,
         Action::WorkerProcessDelete => worker_processes::delete(settings, render).await,
         Action::WorkersList => workers::list(settings, render).await,
+        Action::WorkersHealth => unload::health(settings, render).await,
+        Action::WorkersRetire => unload::retire(settings, render).await,
+        Action::WorkersShutdown => unload::shutdown(settings, render).await,
+        Action::Stop => unload::stop(settings, render).await,
         Action::WorkersGet => workers::get(settings, render).await,
         Action::WorkersLogs => logs::worker(settings, render).await,
         Action::Logs => logs::fleet(settings, render).await,
@@ -127,12 +134,14 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
         Action::Links => links::links(settings, render),
-        // Daemons, the worker, the shim, help and version are main's.
+        // Daemons, the worker, the shim, help, what is printed from the table and version are main's.
         Action::Serve
         | Action::QueenServe
         | Action::HiveServe
         | Action::WorkerServe
         | Action::CatalogServe
+        | Action::Completions
+        | Action::Man
         | Action::Help
         | Action::Version
         | Action::Shim

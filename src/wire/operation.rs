@@ -32,6 +32,12 @@ pub enum HiveOperation {
         #[serde(default)]
         if_idle: bool,
     },
+    /// No new requests; it stops when those at work are done, or with `now` at once.
+    WorkerRetire {
+        worker_id: String,
+        #[serde(default)]
+        now: bool,
+    },
     WorkerProcessList,
     WorkerProcessGet {
         pid: i32,
@@ -87,6 +93,7 @@ impl HiveOperation {
         "worker_remove",
         "worker_spawn",
         "worker_stop",
+        "worker_retire",
         "worker_process_list",
         "worker_process_get",
         "worker_process_delete",
@@ -128,6 +135,7 @@ impl HiveOperation {
             HiveOperation::WorkerRemove { .. } => "worker_remove",
             HiveOperation::WorkerSpawn(_) => "worker_spawn",
             HiveOperation::WorkerStop { .. } => "worker_stop",
+            HiveOperation::WorkerRetire { .. } => "worker_retire",
             HiveOperation::WorkerProcessList => "worker_process_list",
             HiveOperation::WorkerProcessGet { .. } => "worker_process_get",
             HiveOperation::WorkerProcessDelete { .. } => "worker_process_delete",
@@ -181,6 +189,9 @@ pub enum QueenOperation {
     ActiveWorkerGet {
         worker_id: String,
     },
+    ActiveWorkerRetire {
+        worker_id: String,
+    },
     HiveList,
     HiveGet {
         name: String,
@@ -199,6 +210,7 @@ impl QueenOperation {
         "infer",
         "active_worker_list",
         "active_worker_get",
+        "active_worker_retire",
         "hive_list",
         "hive_get",
         "hive_drain",
@@ -211,6 +223,7 @@ impl QueenOperation {
             QueenOperation::Infer(_) => "infer",
             QueenOperation::ActiveWorkerList => "active_worker_list",
             QueenOperation::ActiveWorkerGet { .. } => "active_worker_get",
+            QueenOperation::ActiveWorkerRetire { .. } => "active_worker_retire",
             QueenOperation::HiveList => "hive_list",
             QueenOperation::HiveGet { .. } => "hive_get",
             QueenOperation::HiveDrain { .. } => "hive_drain",

@@ -331,8 +331,8 @@ impl Daemon {
         Stream { status, events: sse::Reader::new(answer.into_body()) }
     }
 
-    /// Events that a path tells.
-    pub fn stream_at(&self, path: &str) -> Stream {
+    /// A stream that is there without a question.
+    pub fn watch(&self, path: &str) -> Stream {
         self.open(path, client::get(path).unwrap())
     }
 
