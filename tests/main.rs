@@ -29,6 +29,7 @@ mod output;
 mod partition;
 mod placement;
 mod processes;
+mod protocols;
 mod recipes;
 mod references;
 mod run;
