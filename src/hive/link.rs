@@ -139,7 +139,7 @@ impl Teller {
         let mut speeds = Box::pin(hive.speeds.changed());
         let mut known_devices = hive.devices_seen();
         let mut holders = self.holders();
-        self.send(TelemetryV2::Full(HiveV2 {
+        self.send(TelemetryV2::Full(Box::new(HiveV2 {
             name: hive.options.name.clone(),
             version: crate::wire::VERSION.into(),
             listen: hive.options.base_url.clone(),
@@ -151,7 +151,7 @@ impl Teller {
             models: self.models(),
             engines: hive.engine_infos().into_iter().map(Into::into).collect(),
             speeds: hive.speeds.all().into_iter().map(Into::into).collect(),
-        }))
+        })))
         .await?;
         // Headers of models that nobody has looked at yet are read now: the first word must not wait for that.
         let mut looking = Some(self.look());

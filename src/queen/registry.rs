@@ -185,7 +185,7 @@ impl Registry {
                         "replacing a link that was alive; if this goes on, two machines share one node id: remove the file `node` from one's state directory"
                     );
                 }
-                let hive = Hive::new(about(&hello.hive, full), caller.clone(), link, hello.node.clone());
+                let hive = Hive::new(about(&hello.hive, *full), caller.clone(), link, hello.node.clone());
                 fleet.insert(&hello.hive, hive);
                 return true;
             }
