@@ -144,6 +144,12 @@ Jobs:
   job follow ID               watch a job from its first event on
   job cancel ID               stop a job and show what was stopped
 
+Keys:
+  key create                  make a key for this machine's daemons; prints it, this once
+  key list (ls)               the keys, and the hives that have joined
+  key revoke (rm) NAME        take a key back; what it has opened closes within a second
+  token                       make a token that lets one hive join the fleet, once
+
 Daemons:
   serve                       queen and hive in one process; what `run` starts by itself
   queen serve                 the fleet's one address; needs no GPU

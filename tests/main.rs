@@ -18,6 +18,7 @@ mod inference;
 mod interop;
 mod jobs;
 mod kernels;
+mod keys;
 mod kills;
 mod models;
 mod output;

@@ -78,6 +78,12 @@ pub static QUEENS: Flag =
     Flag::new("queen", Url, "URL", "a queen to dial").many().default("http://127.0.0.1:7833");
 pub static MORE_QUEENS: Flag =
     Flag::new("queen", Url, "URL", "a further queen to dial, besides the one in this process").many();
+pub static JOIN: Flag = Flag::new(
+    "join",
+    Text,
+    "TOKEN",
+    "join the fleet of the first --queen with a token from her `rbee token`; `-` reads it from stdin",
+);
 pub static ORPHAN_TTL: Flag =
     Flag::new("orphan-ttl", Duration, "DURATION", "how long workers outlive a hive that died").default("60s");
 pub static CONTAINMENT: Flag = Flag::new(
@@ -186,6 +192,11 @@ pub static CHAT_TEMPLATE: Flag =
         .says("the model's own");
 pub static CHAT_TEMPLATE_FILE: Flag =
     Flag::new("chat-template-file", Path, "FILE", "the same, read from a file");
+
+// Keys.
+pub static KEY_NAME: Flag = Flag::new("name", Text, "NAME", "what the key is called").says("key-1, key-2, …");
+pub static TOKEN_TTL: Flag =
+    Flag::new("ttl", Duration, "DURATION", "how long the token can be used; at most 7d").default("1h");
 
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");

@@ -22,6 +22,7 @@ const GROUPS: &[(Group, &str)] = &[
     (Group::Engines, "Workers to install"),
     (Group::Models, "Models"),
     (Group::Jobs, "Jobs"),
+    (Group::Keys, "Keys"),
     (Group::Daemons, "Daemons"),
     (Group::Rest, "And"),
 ];

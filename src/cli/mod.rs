@@ -62,6 +62,10 @@ pub enum Action {
     JobGet,
     JobFollow,
     JobCancel,
+    KeyCreate,
+    KeyList,
+    KeyRevoke,
+    Token,
     Links,
     Version,
     Help,
@@ -92,6 +96,7 @@ pub enum Group {
     Engines,
     Models,
     Jobs,
+    Keys,
     Daemons,
     Rest,
 }

@@ -295,12 +295,50 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::KeyCreate,
+        path: &["key", "create"],
+        group: Group::Keys,
+        summary: "make a key for this machine's daemons; prints it, this once",
+        details: "Daemons that run accept it at once. As soon as there is a key, every request over TCP needs one; commands of \
+                  this user on this machine find theirs by themselves. Only a digest is kept.",
+        flags: &[&KEY_NAME],
+        ..COMMAND
+    },
+    Command {
+        action: Action::KeyList,
+        path: &["key", "list"],
+        aliases: &[&["key", "ls"]],
+        group: Group::Keys,
+        summary: "the keys, and the hives that have joined",
+        ..COMMAND
+    },
+    Command {
+        action: Action::KeyRevoke,
+        path: &["key", "revoke"],
+        aliases: &[&["key", "rm"]],
+        group: Group::Keys,
+        summary: "take a key back; what it has opened closes within a second",
+        details: "Requests that are being answered are; a hive's link is cut.",
+        positionals: &[required("NAME", "which key")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Token,
+        path: &["token"],
+        group: Group::Keys,
+        summary: "make a token that lets one hive join the fleet, once",
+        details: "Of this machine's queen, or of the one that --queen names. On the node: `rbee hive serve --queen URL --join \
+                  TOKEN`. The node gets a key of its own for it, named after the hive, which `rbee key revoke` takes back.",
+        flags: &[&TOKEN_TTL],
+        ..COMMAND
+    },
+    Command {
         action: Action::Serve,
         path: &["serve"],
         role: Role::Serve,
         group: Group::Daemons,
         summary: "queen and hive in one process; what `run` starts by itself",
-        details: "A bind beyond loopback needs --api-key or --api-key-file.",
+        details: "A bind beyond loopback needs a key: `rbee key create` makes one.",
         flags: &[
             &LISTEN_QUEEN,
             &MORE_QUEENS,
@@ -328,7 +366,7 @@ pub static COMMANDS: &[Command] = &[
         role: Role::Queen,
         group: Group::Daemons,
         summary: "the fleet's one address; needs no GPU",
-        details: "A bind beyond loopback needs --api-key or --api-key-file.",
+        details: "A bind beyond loopback needs a key: `rbee key create` makes one.",
         flags: &[
             &LISTEN_QUEEN,
             &NAME,
@@ -363,12 +401,13 @@ pub static COMMANDS: &[Command] = &[
         role: Role::Hive,
         group: Group::Daemons,
         summary: "this machine's devices, models and workers, for one or more queens",
-        details: "The hive dials the queen, so this machine needs no open port. A bind beyond loopback needs --api-key \
-                  or --api-key-file.",
+        details: "The hive dials the queen, so this machine needs no open port. With --join it gets a key of its own \
+                  for that queen, and needs no token afterwards. A bind beyond loopback needs a key: `rbee key create` makes one.",
         flags: &[
             &LISTEN_HIVE,
             &QUEENS,
             &NAME,
+            &JOIN,
             &IDLE_TTL,
             &ORPHAN_TTL,
             &CONTAINMENT,
@@ -437,7 +476,7 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "recipes of workers for other machines, and the source of this rbee",
         details: "Serves the recipes that are built in and those in --dir, which come first. A bind beyond loopback needs \
-                  --api-key or --api-key-file; hives show it with --catalog-key-file.",
+                  a key (`rbee key create`, --api-key-file); hives show it with --catalog-key-file.",
         flags: &[&LISTEN_CATALOG, &RECIPES_DIR, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD],
         sections: &["catalog"],
         ..COMMAND

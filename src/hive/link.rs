@@ -3,7 +3,7 @@
 
 use crate::hive::{Hive, Routes, devices, models};
 use crate::http::client::Target;
-use crate::http::link::{self, Hello};
+use crate::http::link::{self, Hello, LinkError};
 use crate::http::{BoxError, Response};
 use crate::wire::codec::{self, Frame, HiveV1, TelemetryV1};
 use crate::wire::fleet::Device;
@@ -36,7 +36,7 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
     loop {
         let dialled = tokio::select! {
             () = hive.shutdown.drained() => return,
-            dialled = link::dial(&queen, &hello) => dialled,
+            dialled = dial(&hive, &queen, &hello) => dialled,
         };
         match dialled {
             Ok(io) => {
@@ -64,6 +64,13 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
         }
         pause = (pause * 2).min(REDIAL_MAX);
     }
+}
+
+/// With the key that this queen is to be shown now, a token exchanged for it first.
+async fn dial(hive: &Hive, queen: &Target, hello: &Hello) -> Result<hyper::upgrade::Upgraded, LinkError> {
+    hive.options.passes.join_or_tell(queen, &hello.hive, &hello.node).await;
+    let keyed = hive.options.passes.target(queen).map_err(LinkError::Keys)?;
+    link::dial(&keyed, hello).await
 }
 
 /// GET /v1/telemetry: a body that never ends as long as the hive works.

@@ -19,6 +19,7 @@ use crate::catalog::Catalog;
 use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::job::Jobs;
+use crate::keys::Passes;
 use crate::model::Store;
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, now_ms};
@@ -43,6 +44,8 @@ pub struct Options {
     /// Where its jobs' journals lie.
     pub journals: std::path::PathBuf,
     pub queens: Vec<Target>,
+    /// What it shows them.
+    pub passes: Arc<Passes>,
     pub workers: WorkerSettings,
     /// Installed engines, a folder each.
     pub engines: PathBuf,

@@ -122,6 +122,18 @@ impl Target {
         self
     }
 
+    /// Where it is, if it is not a socket's file.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        match &self.place {
+            Place::Tcp { host, port, .. } => Some((host, *port)),
+            Place::Unix(_) => None,
+        }
+    }
+
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     fn host_header(&self) -> String {
         match &self.place {
             Place::Tcp { .. } => {

@@ -84,7 +84,7 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, links, models, run, status, worker, worker_processes, workers,
+        aliases, daemons, hives, jobs, keys, links, models, run, status, worker, worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
@@ -118,6 +118,10 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
+        Action::KeyCreate => keys::create(settings, render),
+        Action::KeyList => keys::list(settings, render),
+        Action::KeyRevoke => keys::revoke(settings, render),
+        Action::Token => keys::token(settings, render).await,
         Action::Links => links::links(settings, render),
         // Daemons, the worker, the shim, help and version are main's.
         Action::Serve

@@ -3,7 +3,7 @@
 use crate::http::link::Hello;
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
-use crate::http::{Request, Response, link, relay, reply, request};
+use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::{Queen, hive_job, infer, openai};
 use crate::wire::fleet::{Health, Info};
@@ -24,10 +24,13 @@ pub enum Endpoint {
     Model,
     Hives,
     Hive,
+    ForgetHive,
     HiveRelay,
     Workers,
     Worker,
     Link,
+    Join,
+    Token,
 }
 
 const fn route(method: &'static str, path: &'static str, to: Endpoint) -> Route<Endpoint> {
@@ -61,10 +64,13 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/openai/v1/models/{id*}", Endpoint::Model),
     route("GET", "/v1/hives", Endpoint::Hives),
     route("GET", "/v1/hives/{name}", Endpoint::Hive),
+    route("DELETE", "/v1/hives/{name}", Endpoint::ForgetHive),
     route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
-    route("GET", "/v1/link", Endpoint::Link),
+    route("GET", auth::LINK_PATH, Endpoint::Link),
+    route("POST", auth::JOIN_PATH, Endpoint::Join),
+    route("POST", "/v1/tokens", Endpoint::Token),
 ];
 
 /// The service behind the queen's listeners.
@@ -100,6 +106,7 @@ impl Queen {
             Endpoint::Model => openai::model(self, &request::percent_decode(params.get(0))),
             Endpoint::Hives => Ok(reply::json(&json!({ "hives": self.registry.fleet().infos() }))),
             Endpoint::Hive => Ok(reply::json(&self.registry.hive(params.get(0))?.info)),
+            Endpoint::ForgetHive => self.forget(params.get(0)).await,
             Endpoint::HiveRelay => self.relay(params, request).await,
             Endpoint::Workers => {
                 let fleet = self.registry.fleet();
@@ -107,6 +114,8 @@ impl Queen {
             }
             Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
             Endpoint::Link => self.link(request),
+            Endpoint::Join => self.join(request).await,
+            Endpoint::Token => self.make_token(request).await,
         }
     }
 
@@ -148,14 +157,16 @@ impl Queen {
 
     fn link(self: &Arc<Self>, mut request: Request) -> Result<Response, Failure> {
         let hello = Hello::read(&request)?;
+        self.may_link(&hello, &request.holder)?;
         self.registry.admit(&hello)?;
+        let holder = request.holder.clone();
         let upgraded = hyper::upgrade::on(&mut request.inner);
         let queen = self.clone();
         // None of the tasks that a shutdown waits for: a link is no work in itself, and lasts until that has ended.
         tokio::spawn(async move {
             tokio::select! {
                 upgraded = upgraded => match upgraded {
-                    Ok(io) => queen.attach(hello, io).await,
+                    Ok(io) => queen.attach(hello, io, queen.revoked(&holder)).await,
                     Err(error) => tracing::debug!(%error, "a link was not turned round"),
                 },
                 () = queen.shutdown.stopped() => {}

@@ -4,6 +4,7 @@ pub mod aliases;
 pub mod daemons;
 pub mod hives;
 pub mod jobs;
+pub mod keys;
 pub mod links;
 pub mod models;
 pub mod run;
