@@ -160,6 +160,8 @@ Daemons:
   hive stop                   stop the hive of this machine and its workers
   worker serve                one model behind an OpenAI-compatible address, without queen or hive
   catalog serve               recipes of workers for other machines, and the source of this rbee
+  install                     put program, symlinks, configuration and unit in place, and start
+  uninstall                   stop and take away what `install` has put in place
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive

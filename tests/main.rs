@@ -15,6 +15,7 @@ mod hub_faults;
 mod hub_hardships;
 mod hub_speed;
 mod inference;
+mod install;
 mod interop;
 mod jobs;
 mod kernels;

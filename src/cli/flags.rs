@@ -198,6 +198,25 @@ pub static KEY_NAME: Flag = Flag::new("name", Text, "NAME", "what the key is cal
 pub static TOKEN_TTL: Flag =
     Flag::new("ttl", Duration, "DURATION", "how long the token can be used; at most 7d").default("1h");
 
+// Installing.
+pub static SYSTEM_WIDE: Flag = Flag::new("system", Switch, "", "for the whole machine; needs root");
+pub static ROLE: Flag = Flag::new(
+    "role",
+    Choice(&["serve", "queen", "hive"]),
+    "ROLE",
+    "what runs here: serve (queen and hive), queen or hive",
+)
+.default("serve");
+pub static BIN_DIR: Flag = Flag::new("bin-dir", Path, "DIR", "where the program and the symlinks go")
+    .says("~/.local/bin, as root /usr/local/bin");
+pub static INSTALL_LISTEN: Flag =
+    Flag::new("listen", Address, "HOST:PORT", "where it is to listen, for its configuration").many();
+pub static INSTALL_QUEEN: Flag =
+    Flag::new("queen", Url, "URL", "a queen for its hive to dial, for its configuration").many();
+pub static NO_START: Flag = Flag::new("no-start", Switch, "", "put everything in its place, start nothing");
+pub static KEEP_STATE: Flag =
+    Flag::new("keep-state", Switch, "", "leave models' records, installed workers, keys and logs");
+
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
 pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");

@@ -66,6 +66,8 @@ pub enum Action {
     KeyList,
     KeyRevoke,
     Token,
+    Install,
+    Uninstall,
     Links,
     Version,
     Help,

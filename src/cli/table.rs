@@ -482,6 +482,27 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Install,
+        path: &["install"],
+        group: Group::Daemons,
+        summary: "put program, symlinks, configuration and unit in place, and start",
+        details: "For this user in ~/.local and ~/.config; as root for the system, in /usr/local, /etc/rbee and /var/lib/rbee. The \
+                  unit is systemd's or launchd's; where neither runs, the daemon is started without one. Overwrites nothing \
+                  that is not rbee's. A second install replaces the program and keeps the rest; a hive's workers stay.",
+        flags: &[&SYSTEM_WIDE, &ROLE, &INSTALL_QUEEN, &INSTALL_LISTEN, &NAME, &JOIN, &BIN_DIR, &NO_START],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Uninstall,
+        path: &["uninstall"],
+        group: Group::Daemons,
+        summary: "stop and take away what `install` has put in place",
+        details: "What a person has changed since stays, and is told; so does state that is older than the install. Models in the \
+                  hub's cache, which other tools share, stay in any case.",
+        flags: &[&SYSTEM_WIDE, &KEEP_STATE],
+        ..COMMAND
+    },
+    Command {
         action: Action::Links,
         path: &["links"],
         summary: "make symlinks that choose a role by their name, such as rbee-hive",

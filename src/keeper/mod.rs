@@ -4,6 +4,7 @@
 mod bars;
 pub mod commands;
 mod follow;
+mod install;
 mod lines;
 mod render;
 mod server;
@@ -122,6 +123,8 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::KeyList => keys::list(settings, render),
         Action::KeyRevoke => keys::revoke(settings, render),
         Action::Token => keys::token(settings, render).await,
+        Action::Install => install::install(settings, render).await,
+        Action::Uninstall => install::uninstall(settings, render).await,
         Action::Links => links::links(settings, render),
         // Daemons, the worker, the shim, help and version are main's.
         Action::Serve
