@@ -108,6 +108,9 @@ Ask:
 Fleet:
   hive list (ls)              the machines of the fleet
   hive get (show) NAME        one machine: devices, workers, models
+  hive install USER@HOST      set up a hive on another machine, over ssh
+  hive update NAME            bring this program to a hive that was installed from here
+  hive uninstall NAME         stop such a hive, remove it from its machine, and forget it
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
   worker spawn                start a worker for a model, before anybody asks

@@ -11,6 +11,7 @@ mod fleet;
 mod follow;
 mod fuzz;
 mod guard;
+mod hive_install;
 mod hub_faults;
 mod hub_hardships;
 mod hub_speed;

@@ -217,6 +217,17 @@ pub static NO_START: Flag = Flag::new("no-start", Switch, "", "put everything in
 pub static KEEP_STATE: Flag =
     Flag::new("keep-state", Switch, "", "leave models' records, installed workers, keys and logs");
 
+pub static SSH_PORT: Flag =
+    Flag::new("port", Number { min: 1, max: 65_535 }, "PORT", "sshd's port").says("as ssh is configured");
+pub static IDENTITY: Flag =
+    Flag::new("identity", Path, "FILE", "the key that ssh shows").says("as ssh is configured");
+pub static BINARY: Flag = Flag::new("binary", Path, "FILE", "an rbee for that machine")
+    .says("this one, or one built there where the machine is of another kind");
+pub static DIAL: Flag = Flag::new("dial", Url, "URL", "the queen's address, as that machine reaches her")
+    .says("where she listens");
+pub static FORGET: Flag =
+    Flag::new("forget", Switch, "", "do not ask the machine: it is gone, or cannot be reached any more");
+
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
 pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");

@@ -90,6 +90,38 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::HiveInstall,
+        path: &["hive", "install"],
+        group: Group::Fleet,
+        summary: "set up a hive on another machine, over ssh",
+        details: "With the system's ssh and its configuration. Copies this program (or builds it there, where the machine is of \
+                  another kind), installs it as `rbee install` does, lets the node join by a one-time token and waits until \
+                  the queen sees it. `[hives.NAME]` in the configuration may say host, user, port, identity and binary (its path \
+                  over there) of a NAME.",
+        positionals: &[required("USER@HOST", "which machine: as for ssh, or a NAME of the configuration")],
+        flags: &[&NAME, &SYSTEM_WIDE, &INSTALL_LISTEN, &SSH_PORT, &IDENTITY, &BINARY, &DIAL],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveUpdate,
+        path: &["hive", "update"],
+        group: Group::Fleet,
+        summary: "bring this program to a hive that was installed from here",
+        details: "The hive hands its workers over to the next one: models stay loaded.",
+        positionals: &[required("NAME", "the hive's name")],
+        flags: &[&BINARY],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveUninstall,
+        path: &["hive", "uninstall"],
+        group: Group::Fleet,
+        summary: "stop such a hive, remove it from its machine, and forget it",
+        positionals: &[required("NAME", "the hive's name")],
+        flags: &[&KEEP_STATE, &FORGET],
+        ..COMMAND
+    },
+    Command {
         action: Action::WorkersList,
         path: &["workers", "list"],
         aliases: &[&["workers", "ls"], &["ps"]],

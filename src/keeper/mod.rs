@@ -6,6 +6,7 @@ pub mod commands;
 mod follow;
 mod install;
 mod lines;
+mod remote;
 mod render;
 mod server;
 mod start;
@@ -94,6 +95,9 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,
         Action::HiveStatus => daemons::status(settings, render, daemons::HIVE).await,
         Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
+        Action::HiveInstall => remote::install(settings, render).await,
+        Action::HiveUpdate => remote::update(settings, render).await,
+        Action::HiveUninstall => remote::uninstall(settings, render).await,
         Action::HiveList => hives::list(settings, render).await,
         Action::HiveGet => hives::get(settings, render).await,
         Action::WorkerSpawn => workers::spawn(settings, render).await,

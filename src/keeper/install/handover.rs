@@ -82,7 +82,7 @@ async fn hand_over(
         Err(AskError::Refused(failure))
             if matches!(failure.code, Code::NotFound | Code::MethodNotAllowed) =>
         {
-            render.say("the hive that runs knows no handover: its workers end and start anew");
+            render.say("the hive that runs takes no handover from here: its workers end and start anew");
             return Ok(false);
         }
         Err(AskError::Refused(failure)) => return Err(failure.into()),

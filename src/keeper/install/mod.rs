@@ -19,6 +19,7 @@ use crate::keys::{JoinError, Passes};
 use crate::wire::VERSION;
 use places::Places;
 use record::Record;
+pub use record::sum;
 use serde::{Deserialize, Serialize};
 use service::Service;
 use std::io;
