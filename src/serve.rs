@@ -207,6 +207,7 @@ fn hive_options(
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },
+        memory_max: settings.number::<u64>("memory").map(|mebibytes| mebibytes << 20),
         engines: dirs.workers.clone(),
         builds: crate::pkgbuild::Places {
             work: dirs.builds.clone(),
@@ -231,7 +232,7 @@ async fn use_token(settings: &Settings, options: &mut hive::Options, node: &str)
     };
     let Some(queen) = options.queens.first().cloned() else { return Ok(()) };
     let passes = Arc::get_mut(&mut options.passes).expect("nobody else has these options yet");
-    passes.join_with(&queen, token)?;
+    passes.join_with(&queen, token);
     match options.passes.join(&queen, &options.name, node).await {
         Err(JoinError::Unreachable(error)) => {
             let reason = crate::wire::failure::chain(&error);

@@ -146,6 +146,11 @@ fn with_systemd_a_unit_is_written_enabled_and_taken_away() {
     tool(&account, "systemctl");
     tool(&account, "loginctl");
     let called = || std::fs::read_to_string(account.path("called")).unwrap_or_default();
+    // It would be started again and again, to refuse each time.
+    let refused = rbee(&account, None, &["install", "--listen", "0.0.0.0:7833"]);
+    assert!(said(&refused).1.contains("rbee key create") && !called().contains("enable"), "{refused:?}");
+    let key = done(&rbee(&account, None, &["key", "create"])).0;
+    assert!(key.starts_with("rbee_"), "{key}");
     let (_, narration) = done(&rbee(&account, None, &["install", "--listen", "0.0.0.0:7833"]));
     let unit = home.join(".config/systemd/user/rbee.service");
     assert!(narration.contains(unit.to_str().unwrap()), "{narration}");

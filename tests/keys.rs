@@ -196,6 +196,24 @@ fn a_node_joins_by_a_token_once_serves_and_is_known_again_without_one() {
             log if log.contains("not one of this daemon's") => Ok(()),
             log => Err(log),
         });
+        // A new token lets it in again, by a new key.
+        assert!(hive.terminate().success());
+        let third = done(&place, &["token"]);
+        let _hive = start(&node, &joins("one", &third)).unwrap();
+        queen.has_hives(1);
+        assert_ne!(json_of(&node, "s/queens.json")[0]["key"], key);
+    });
+}
+
+#[test]
+fn a_command_that_starts_the_daemon_is_let_in_by_it_though_there_are_keys() {
+    alone(|| {
+        let place = Place::new();
+        done(&place, &["key", "create"]);
+        let queen = format!("http://{}", place.address(7833));
+        let model = place.model();
+        let run = ["run", "--ephemeral", "--queen", &queen, "-m", &model, "--max-tokens", "3", "-p", "Hello"];
+        done(&place, &run);
     });
 }
 

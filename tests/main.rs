@@ -24,6 +24,7 @@ mod keys;
 mod kills;
 mod models;
 mod output;
+mod placement;
 mod processes;
 mod recipes;
 mod references;

@@ -95,6 +95,13 @@ pub static CONTAINMENT: Flag = Flag::new(
 .says("the best that this machine has");
 pub static MODELS_DIR: Flag =
     Flag::new("models-dir", Path, "DIR", "where model records lie").says("models/ in the state directory");
+pub static MEMORY: Flag = Flag::new(
+    "memory",
+    Number { min: 1, max: 1 << 40 },
+    "MIB",
+    "the most of this machine's memory that workers may take",
+)
+.says("what is free");
 pub static CATALOG: Flag =
     Flag::new("catalog", Url, "URL", "the catalog of recipes to ask").says("the recipes that are built in");
 pub static CATALOG_KEY_FILE: Flag =

@@ -28,6 +28,7 @@ pub fn global_flags() -> &'static [&'static Flag] {
 pub enum Action {
     Run,
     Status,
+    Why,
     Serve,
     QueenServe,
     QueenStatus,

@@ -73,6 +73,16 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Why,
+        path: &["why"],
+        group: Group::Ask,
+        summary: "where a request for a model would run, and each node's verdict",
+        details: "Exits 1 if it would be refused.",
+        positionals: MODEL_REF,
+        flags: &[&DEVICE],
+        ..COMMAND
+    },
+    Command {
         action: Action::HiveList,
         path: &["hive", "list"],
         aliases: &[&["hive", "ls"]],
@@ -381,6 +391,7 @@ pub static COMMANDS: &[Command] = &[
             &ORPHAN_TTL,
             &CONTAINMENT,
             &MODELS_DIR,
+            &MEMORY,
             &CATALOG,
             &CATALOG_KEY_FILE,
             &TRUST,
@@ -444,6 +455,7 @@ pub static COMMANDS: &[Command] = &[
             &ORPHAN_TTL,
             &CONTAINMENT,
             &MODELS_DIR,
+            &MEMORY,
             &CATALOG,
             &CATALOG_KEY_FILE,
             &TRUST,

@@ -1,7 +1,7 @@
 //! What this machine can compute with. Facts come from /proc and from the vendor's own command line tool, never from a
 //! library loaded into this process: a static program cannot load a driver, and a driver's crash must not be ours.
 
-use crate::wire::fleet::Device;
+use crate::wire::fleet::{Device, WorkerInfo};
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,9 +22,10 @@ pub const BUILT_IN: &str = if cfg!(feature = "cuda") {
     "cpu"
 };
 
-/// The CPU first, then what GPUs there are.
-pub async fn devices() -> Vec<Device> {
-    let mut devices = vec![cpu()];
+/// The CPU first, then what GPUs there are. `mapped` bytes of files are in use by our workers: the kernel calls them
+/// available, for it could read them again, but a model whose weights are pushed out generates at the disk's speed.
+pub async fn devices(mapped: u64) -> Vec<Device> {
+    let mut devices = vec![cpu(mapped)];
     devices.extend(nvidia().await);
     if cfg!(target_os = "macos") {
         // Unified memory: the GPU's is the machine's.
@@ -41,8 +42,8 @@ pub async fn devices() -> Vec<Device> {
     devices
 }
 
-fn cpu() -> Device {
-    let (total, available) = memory();
+fn cpu(mapped: u64) -> Device {
+    let (total, available) = memory(mapped);
     Device {
         id: "CPU-0".into(),
         name: cpu_name(),
@@ -53,10 +54,25 @@ fn cpu() -> Device {
     }
 }
 
+/// Holds workers to a part of the machine's own memory. Those still starting are not counted here: what they were
+/// promised is taken off by whoever plans with it.
+pub fn limit(devices: &mut [Device], max: u64, workers: &[WorkerInfo]) {
+    let is_own = |device: &Device| matches!(device.device_type.as_str(), "cpu" | "metal");
+    let own: Vec<String> =
+        devices.iter().filter(|device| is_own(device)).map(|device| device.id.clone()).collect();
+    let taking = workers.iter().filter(|worker| own.contains(&worker.device) && !worker.state.is_coming());
+    let taken: u64 = taking.map(|worker| worker.memory_bytes).sum();
+    for device in devices.iter_mut().filter(|device| is_own(device)) {
+        device.memory_bytes = device.memory_bytes.min(max);
+        device.memory_free_bytes = device.memory_free_bytes.min(max.saturating_sub(taken));
+    }
+}
+
 /// Total and available bytes of the machine's memory, or of the control group that limits us.
-pub fn memory() -> (u64, u64) {
+fn memory(mapped: u64) -> (u64, u64) {
     if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
         let (total, available) = parse_meminfo(&text);
+        let available = available.saturating_sub(mapped);
         return match cgroup_limit() {
             Some((limit, used)) if limit < total => (limit, limit.saturating_sub(used).min(available)),
             _ => (total, available),
@@ -210,6 +226,6 @@ mod tests {
         let mixed = [gpu(0, "12.0"), gpu(1, "8.6"), gpu(2, "12.0"), gpu(3, "[N/A]")].concat();
         assert_eq!(told(mixed).as_deref(), Some("86-real;120-real"));
         assert_eq!(told(gpu(0, "[N/A]")), None);
-        assert_eq!(cuda_architectures(&[cpu()]), None);
+        assert_eq!(cuda_architectures(&[cpu(0)]), None);
     }
 }

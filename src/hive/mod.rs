@@ -8,10 +8,12 @@ mod engines;
 mod foreign;
 mod link;
 mod models;
+mod needs;
 mod operations;
 mod preflight;
 mod processes;
 mod routes;
+mod speed;
 mod supervise;
 mod workers;
 
@@ -22,13 +24,15 @@ use crate::job::Jobs;
 use crate::keys::Passes;
 use crate::model::Store;
 use crate::shutdown::Shutdown;
-use crate::wire::fleet::{Capabilities, Containment, EngineInfo, Info, now_ms};
+use crate::wire::fleet::{Capabilities, Containment, Device, EngineInfo, Info, now_ms};
 use crate::wire::{PROTOCOL, VERSION};
 use crate::{pkgbuild, process};
 use builds::Builds;
-use engines::Engines;
+use engines::{Engine, Engines};
+use needs::Needs;
+use speed::Speeds;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use workers::Workers;
 
@@ -47,6 +51,8 @@ pub struct Options {
     /// What it shows them.
     pub passes: Arc<Passes>,
     pub workers: WorkerSettings,
+    /// The most of the machine's own memory that workers may take, where a person has set a limit.
+    pub memory_max: Option<u64>,
     /// Installed engines, a folder each.
     pub engines: PathBuf,
     pub builds: pkgbuild::Places,
@@ -65,6 +71,11 @@ pub struct Hive {
     jobs: Jobs,
     /// Wakes telemetry when a model came or went.
     models_changed: watch::Sender<()>,
+    /// Wakes it when an engine was installed or removed.
+    engines_changed: watch::Sender<()>,
+    devices_seen: Mutex<Vec<Device>>,
+    needs: Arc<Needs>,
+    speeds: Arc<Speeds>,
     started_at: u64,
     shutdown: Shutdown,
 }
@@ -84,10 +95,16 @@ impl Hive {
             store,
             jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
             models_changed: watch::Sender::new(()),
+            engines_changed: watch::Sender::new(()),
+            devices_seen: Mutex::default(),
+            needs: Arc::default(),
+            speeds: Arc::default(),
             started_at: now_ms(),
             shutdown,
             options,
         });
+        // What links tell first.
+        hive.devices().await;
         for queen in hive.options.queens.clone() {
             hive.shutdown.spawn(link::keep(hive.clone(), queen));
         }
@@ -122,6 +139,34 @@ impl Hive {
         }
     }
 
+    /// What there is to compute with, and what of its memory a new worker could have.
+    async fn devices(&self) -> Vec<Device> {
+        let pids = self.workers.infos().into_iter().filter_map(|worker| worker.pid);
+        let mapped = pids.filter_map(process::mapped_bytes).sum();
+        let mut devices = devices::devices(mapped).await;
+        if let Some(max) = self.options.memory_max {
+            devices::limit(&mut devices, max, &self.workers.infos());
+        }
+        self.devices_seen.lock().expect("no holder panics").clone_from(&devices);
+        devices
+    }
+
+    /// As they were found the last time.
+    fn devices_seen(&self) -> Vec<Device> {
+        self.devices_seen.lock().expect("no holder panics").clone()
+    }
+
+    /// The engine inside, then those installed.
+    fn engine_infos(&self) -> Vec<EngineInfo> {
+        let told = |engine: Engine| EngineInfo {
+            foreign: engine.is_foreign(),
+            id: engine.id,
+            kind: engine.kind,
+            version: engine.version,
+        };
+        self.engines.all().into_iter().map(told).collect()
+    }
+
     async fn capabilities(&self) -> Capabilities {
         // Its first look tries every rung.
         let ladder = tokio::task::spawn_blocking(process::ladder).await.unwrap_or_else(|_| process::ladder());
@@ -129,15 +174,12 @@ impl Hive {
         let most = self.options.workers.rung_max.as_deref();
         let held =
             |best: &str| most.map_or_else(|| best.to_owned(), |most| format!("{best}, at most {most}"));
-        let engines = self.engines.all().into_iter();
         Capabilities {
-            devices: devices::devices().await,
+            devices: self.devices().await,
             os: std::env::consts::OS.into(),
             arch: std::env::consts::ARCH.into(),
             cpu_features: devices::cpu_features(),
-            engines: engines
-                .map(|engine| EngineInfo { id: engine.id, kind: engine.kind, version: engine.version })
-                .collect(),
+            engines: self.engine_infos(),
             containment: Containment {
                 workers: held(&ladder.best_for_workers),
                 builds: held(&ladder.best_for_builds),

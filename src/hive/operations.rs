@@ -3,7 +3,7 @@
 use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
-use crate::hive::{Hive, devices, models, processes};
+use crate::hive::{Hive, models, processes};
 use crate::job::{Context, Outcome};
 use crate::model::Stored;
 use crate::wire::job::{JobEvent, Receipt};
@@ -19,7 +19,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Outcome {
     match operation {
         HiveOperation::WorkerSpawn(want) => worker_spawn(&hive, want, &job).await,
-        HiveOperation::WorkerStop { worker_id } => worker_stop(&hive, &worker_id, &job).await,
+        HiveOperation::WorkerStop { worker_id, if_idle } => {
+            worker_stop(&hive, &worker_id, if_idle, &job).await
+        }
         HiveOperation::WorkerProcessList => Outcome::Done(json!({ "processes": processes::list(&hive) })),
         HiveOperation::WorkerProcessGet { pid } => {
             processes::get(&hive, pid).map(|process| json!(process)).into()
@@ -45,7 +47,9 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
             hive.engines.find(&worker_id).map(|worker| json!(worker)).into()
         }
         HiveOperation::WorkerInstall { worker_id } => {
-            hive.builds.install(&hive.catalog, &hive.engines, &worker_id, &job).await
+            let outcome = hive.builds.install(&hive.catalog, &hive.engines, &worker_id, &job).await;
+            hive.engines_changed.send_replace(());
+            outcome
         }
         HiveOperation::WorkerRemove { worker_id } => worker_remove(&hive, &worker_id, &job).await,
         HiveOperation::ModelDownload { model } => models::download(&hive, &model, &job).await,
@@ -106,7 +110,7 @@ async fn start(
     stored: &Stored,
     job: &Context,
 ) -> Result<String, Failure> {
-    let mut devices = devices::devices().await;
+    let mut devices = hive.devices().await;
     for device in &mut devices {
         let promised = hive.workers.memory_promised(&device.id);
         device.memory_free_bytes = device.memory_free_bytes.saturating_sub(promised);
@@ -152,7 +156,10 @@ async fn start(
     )
 }
 
-async fn worker_stop(hive: &Arc<Hive>, id: &str, job: &Context) -> Outcome {
+async fn worker_stop(hive: &Arc<Hive>, id: &str, if_idle: bool, job: &Context) -> Outcome {
+    if if_idle && let Err(failure) = hive.workers.give_up(id) {
+        return Outcome::Failed(failure);
+    }
     job.narrate("stop", format!("stopping worker {id}"));
     let stopped = hive.workers.stop(id, STOP_GRACE).await;
     stopped.map(|receipt| json!({"worker_id": id, "receipt": receipt})).into()
@@ -184,6 +191,7 @@ async fn worker_remove(hive: &Arc<Hive>, word: &str, job: &Context) -> Outcome {
     let removed = id.clone();
     let removal = tokio::task::spawn_blocking(move || engines.remove(&removed)).await;
     let removal = removal.unwrap_or_else(|error| Err(Failure::internal(&error)));
+    hive.engines_changed.send_replace(());
     if let Ok(bytes) = &removal {
         job.narrate("remove", format!("{id} is removed, {} MiB freed", bytes.div_ceil(1 << 20)));
     }

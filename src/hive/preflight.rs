@@ -3,7 +3,7 @@
 
 use crate::model::gguf::Header;
 use crate::model::memory::{Shape, estimate};
-use crate::wire::fleet::Device;
+use crate::wire::fleet::{Device, ModelNeeds, ShapeNeeds};
 use crate::wire::operation::WorkerSpawn;
 use crate::wire::{Code, Failure};
 use serde_json::json;
@@ -32,26 +32,49 @@ pub fn plan(want: &WorkerSpawn, header: &Header, device: &Device) -> Result<Plan
             "the model was made for {ctx_max} tokens of context, not {ctx}"
         )));
     }
-    let wished = (want.slots.unwrap_or(SLOTS_DEFAULT), want.ctx.unwrap_or(CTX_DEFAULT).min(ctx_max));
-    let needed = |(slots, ctx)| needed_bytes(header, slots, ctx);
     let available = device.memory_free_bytes;
-    let mut shape = wished;
-    while needed(shape) > available {
-        let (slots, ctx) = shape;
-        shape = match (want.slots, want.ctx) {
-            (None, _) if slots > 1 => (slots / 2, ctx),
-            (_, None) if ctx / 2 >= CTX_MIN => (slots, ctx / 2),
-            _ => return Err(too_big(needed(wished), needed(shape), available, &device.id, header)),
-        };
+    let wished = shapes(want, header)[0];
+    let mut least = 0;
+    for shape in shapes(want, header) {
+        least = needed_bytes(header, shape);
+        if least <= available {
+            let (slots, ctx) = shape;
+            let lowered = (shape != wished).then(|| {
+                let (slots_wished, ctx_wished) = wished;
+                format!(
+                    "memory is short: {slots} slots of {ctx} tokens instead of {slots_wished} of {ctx_wished}"
+                )
+            });
+            return Ok(Plan { slots, ctx, memory_bytes: least, lowered });
+        }
     }
-    let (slots, ctx) = shape;
-    let lowered = (shape != wished).then(|| {
-        format!("memory is short: {slots} slots of {ctx} tokens instead of {} of {}", wished.0, wished.1)
-    });
-    Ok(Plan { slots, ctx, memory_bytes: needed(shape), lowered })
+    Err(too_big(needed_bytes(header, wished), least, available, &device.id, header))
 }
 
-fn needed_bytes(header: &Header, slots: u32, ctx: u32) -> u64 {
+/// What a model takes in every shape that a spawn without wishes of its own would try.
+pub fn needs(id: &str, header: &Header) -> ModelNeeds {
+    let any = WorkerSpawn::of(id);
+    let needed = |(slots, ctx)| ShapeNeeds { slots, ctx, bytes: needed_bytes(header, (slots, ctx)) };
+    ModelNeeds {
+        id: id.to_owned(),
+        weights_bytes: header.weights_bytes,
+        shapes: shapes(&any, header).into_iter().map(needed).collect(),
+    }
+}
+
+/// Slots and context, first as wished, then as it is lowered step by step, as far as nothing was asked for: slots go first.
+fn shapes(want: &WorkerSpawn, header: &Header) -> Vec<(u32, u32)> {
+    let ctx_max = header.context_length.max(1);
+    let wished = (want.slots.unwrap_or(SLOTS_DEFAULT), want.ctx.unwrap_or(CTX_DEFAULT).min(ctx_max));
+    let lower = |&(slots, ctx): &(u32, u32)| match (want.slots, want.ctx) {
+        (None, _) if slots > 1 => Some((slots / 2, ctx)),
+        (_, None) if ctx / 2 >= CTX_MIN => Some((slots, ctx / 2)),
+        _ => None,
+    };
+    std::iter::successors(Some(wished), lower).collect()
+}
+
+fn needed_bytes(header: &Header, (slots, ctx): (u32, u32)) -> u64 {
     estimate(header, &Shape::new(slots, ctx)).total
 }
 
@@ -113,7 +136,7 @@ mod tests {
     }
 
     fn want() -> WorkerSpawn {
-        WorkerSpawn { model: "m".into(), worker: None, device: None, slots: None, ctx: None, pin: false }
+        WorkerSpawn::of("m")
     }
 
     fn code(outcome: Result<Plan, Failure>) -> Code {
@@ -129,18 +152,33 @@ mod tests {
 
     #[test]
     fn where_memory_is_short_slots_go_first_then_context_and_it_is_told() {
-        let full = needed_bytes(&header(), 4, 2_048);
+        let full = needed_bytes(&header(), (4, 2_048));
         let fewer = plan(&want(), &header(), &device(full - 1)).unwrap();
         assert_eq!((fewer.slots, fewer.ctx), (2, 2_048));
         assert!(fewer.lowered.is_some_and(|told| told.contains("instead of 4")));
-        let one = needed_bytes(&header(), 1, 2_048);
+        let one = needed_bytes(&header(), (1, 2_048));
         let shorter = plan(&want(), &header(), &device(one - 1)).unwrap();
         assert_eq!((shorter.slots, shorter.ctx), (1, 1_024));
     }
 
     #[test]
+    fn what_a_model_needs_is_told_in_the_shapes_that_a_spawn_tries() {
+        let told = needs("m", &header());
+        let shapes: Vec<(u32, u32)> = told.shapes.iter().map(|shape| (shape.slots, shape.ctx)).collect();
+        assert_eq!(shapes, [(4, 2_048), (2, 2_048), (1, 2_048), (1, 1_024), (1, 512)]);
+        assert_eq!(told.weights_bytes, 100 * MIB);
+        for shape in told.shapes {
+            let planned = plan(&want(), &header(), &device(shape.bytes)).unwrap();
+            assert_eq!(
+                (planned.slots, planned.ctx, planned.memory_bytes),
+                (shape.slots, shape.ctx, shape.bytes)
+            );
+        }
+    }
+
+    #[test]
     fn what_was_asked_for_is_never_lowered_but_refused_with_the_numbers() {
-        let full = needed_bytes(&header(), 4, 2_048);
+        let full = needed_bytes(&header(), (4, 2_048));
         let exactly = WorkerSpawn { slots: Some(4), ctx: Some(2_048), ..want() };
         let failure = plan(&exactly, &header(), &device(full - 1)).unwrap_err();
         assert_eq!(failure.code, Code::InsufficientMemory);

@@ -1,5 +1,6 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
+use crate::hive::speed::Meter;
 use crate::hive::{Hive, link, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
@@ -77,7 +78,7 @@ impl Service for Routes {
             Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
             Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
-            Endpoint::Telemetry if request.peer == Peer::Link => Ok(link::telemetry(hive)),
+            Endpoint::Telemetry if request.peer == Peer::Link => link::telemetry(hive, &request),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),
         }
     }
@@ -129,5 +130,10 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
             format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)),
         )
     })?;
-    Ok(relay::relay(answer, relay::Unwatched, busy))
+    let Some(busy) = busy else { return Ok(relay::relay(answer, relay::Unwatched, ())) };
+    let weights = hive.store.get(&worker.info.model).map_or(0, |model| model.size_bytes);
+    let (workers, own) = (hive.workers.clone(), id.to_owned());
+    let is_alone = move || workers.get(&own).is_ok_and(|worker| worker.info.slots_busy == 1);
+    let meter = Meter::new(hive.speeds.clone(), worker.info.device, weights, is_alone);
+    Ok(relay::relay(answer, meter, busy))
 }

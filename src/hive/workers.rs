@@ -235,6 +235,26 @@ impl Workers {
         self.table.borrow().get(id).is_some_and(|worker| worker.waiting > 1)
     }
 
+    /// Takes an idle worker out of service, so that its memory can go to another; refused while anybody has use for it.
+    pub fn give_up(&self, id: &str) -> Result<(), Failure> {
+        let mut outcome = self.get(id).map(drop);
+        self.table.send_if_modified(|table| {
+            let Some(worker) = table.get_mut(id) else { return false };
+            let Worker { info, waiting, .. } = worker;
+            if info.pinned || info.slots_busy > 0 || *waiting > 0 || !info.state.serves() {
+                let what = if info.pinned { "pinned" } else { info.state.name() };
+                outcome = Err(Failure::new(
+                    Code::Conflict,
+                    format!("worker {id} is {what}, and not to be given up"),
+                ));
+                return false;
+            }
+            info.state = WorkerState::Draining;
+            true
+        });
+        outcome
+    }
+
     /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<Receipt, Failure> {
         let worker = self.get(id)?;

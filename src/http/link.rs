@@ -47,8 +47,8 @@ pub enum LinkError {
     Dial(#[from] client::ClientError),
     #[error("the queen refused the link: {0}")]
     Refused(#[source] Failure),
-    #[error("finding the key for the queen")]
-    Keys(#[source] crate::keys::KeyError),
+    #[error(transparent)]
+    Join(#[from] crate::keys::JoinError),
     #[error("turning the link round")]
     Upgrade(#[source] hyper::Error),
     #[error("the queen did not turn the link round within {} s", UPGRADE_MAX.as_secs())]

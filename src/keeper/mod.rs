@@ -86,10 +86,12 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, keys, links, models, run, status, worker, worker_processes, workers,
+        aliases, daemons, hives, jobs, keys, links, models, run, status, why, worker, worker_processes,
+        workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Why => why::why(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
         Action::QueenStop => daemons::stop(settings, render, daemons::QUEEN).await,

@@ -4,7 +4,6 @@ use crate::config::Settings;
 use crate::http::client::{self, AskError, ClientError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
-use crate::keys::LocalKey;
 use crate::paths::Dirs;
 use crate::wire::failure::chain;
 use crate::wire::{Code, Failure};
@@ -85,9 +84,10 @@ pub fn queen(settings: &Settings) -> Result<Target, KeeperError> {
 pub fn keyed(settings: &Settings, target: Target) -> Result<Target, KeeperError> {
     let given =
         crate::daemon::api_key(settings).map_err(|error| KeeperError::local("reading the key", error))?;
-    let key = given.or_else(|| {
-        let dirs = Dirs::of_process(settings.path("state-dir")).ok()?;
-        LocalKey::find(&dirs.state, &target)
-    });
-    Ok(target.with_key(key.as_deref()))
+    let target = target.with_key(given.as_deref());
+    // An account without a home has no daemons either.
+    Ok(match Dirs::of_process(settings.path("state-dir")) {
+        Ok(dirs) => target.with_local(dirs.state),
+        Err(_) => target,
+    })
 }

@@ -1,10 +1,9 @@
 //! What a node shows its queens. A join token lets it in once and is exchanged for a key of the node's own, kept in its state;
 //! afterwards it needs no token. Keys are looked up at each dial: this machine's queen makes a new one in each of her lives.
 
-use super::{KeyError, LocalKey, QueenKeys};
+use super::{KeyError, QueenKeys};
 use crate::http::client::{self, AskError, ClientError, Target};
 use crate::wire::Failure;
-use crate::wire::failure::chain;
 use crate::wire::fleet::{JoinAnswer, JoinRequest};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,13 +49,9 @@ impl Passes {
         Passes { own: QueenKeys::of(&state), state, explicit, waiting: Mutex::new(None) }
     }
 
-    /// Keeps a token for a queen until it is used, unless this node has joined her already.
-    pub fn join_with(&mut self, queen: &Target, token: String) -> Result<(), KeyError> {
-        let queen = queen.to_string();
-        if self.own.find(&queen)?.is_none() {
-            *self.waiting() = Some(Waiting { queen, token });
-        }
-        Ok(())
+    /// Keeps a token for a queen until it is used.
+    pub fn join_with(&mut self, queen: &Target, token: String) {
+        *self.waiting() = Some(Waiting { queen: queen.to_string(), token });
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
@@ -72,12 +67,21 @@ impl Passes {
     /// her moment, if she is on this machine.
     pub fn target(&self, queen: &Target) -> Result<Target, KeyError> {
         let own = self.own.find(&queen.to_string())?;
-        let key = own.or_else(|| self.explicit.clone()).or_else(|| LocalKey::find(&self.state, queen));
-        Ok(queen.clone().with_key(key.as_deref()))
+        let key = own.or_else(|| self.explicit.clone());
+        Ok(queen.clone().with_key(key.as_deref()).with_local(self.state.clone()))
     }
 
-    /// Exchanges the token for a key, if one waits for this queen. A token that she refuses is given up.
+    /// Exchanges the token for a key, if one waits for this queen and she has not given us one before. A token that she refuses
+    /// is given up.
     pub async fn join(&self, queen: &Target, hive: &str, node: &str) -> Result<(), JoinError> {
+        if self.own.find(&queen.to_string())?.is_some() {
+            return Ok(());
+        }
+        self.exchange(queen, hive, node).await
+    }
+
+    /// The same, whatever key we have: it is refused by now, or of a node that was here before.
+    pub async fn exchange(&self, queen: &Target, hive: &str, node: &str) -> Result<(), JoinError> {
         let Some(token) = self.token_for(queen) else { return Ok(()) };
         let asked = JoinRequest { hive: hive.to_owned(), node: node.to_owned() };
         let request = client::post(crate::http::auth::JOIN_PATH, &asked)?;
@@ -94,16 +98,6 @@ impl Passes {
                 Err(JoinError::Refused(failure))
             }
             Err(AskError::Client(error)) => Err(error.into()),
-        }
-    }
-
-    /// The same, again and again: what cannot be reached now may be later.
-    pub async fn join_or_tell(&self, queen: &Target, hive: &str, node: &str) {
-        if let Err(error) = self.join(queen, hive, node).await {
-            match error {
-                JoinError::Unreachable(_) => {}
-                _ => tracing::error!(%queen, reason = chain(&error), "not joined"),
-            }
         }
     }
 }

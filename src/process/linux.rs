@@ -69,9 +69,18 @@ pub(super) fn command(pid: i32) -> String {
 
 /// The memory a process has in RAM.
 pub fn memory_bytes(pid: i32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The part of it that is mapped files: the kernel calls those pages available.
+pub fn mapped_bytes(pid: i32) -> Option<u64> {
+    status_bytes(pid, "RssFile:")
+}
+
+fn status_bytes(pid: i32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
 

@@ -66,7 +66,7 @@ pub use identity::Identity;
 pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, inherited_listener, inherited_pipe};
 pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
-pub use platform::{memory_bytes, own_program};
+pub use platform::{mapped_bytes, memory_bytes, own_program};
 pub use protocol::Exit;
 pub use record::Spec;
 pub use remove::remove_tree;

@@ -32,7 +32,7 @@ impl HiveJob {
         operation: &HiveOperation,
         id: JobId,
     ) -> Result<Self, Failure> {
-        let caller = registry.hive(hive)?.caller;
+        let caller = registry.hive(hive)?.caller.clone();
         let mut ask = client::post("/v1/jobs", operation).map_err(|error| Failure::internal(&error))?;
         if let Ok(value) = http::HeaderValue::from_str(&id.to_string()) {
             ask.headers_mut().insert(JOB_ID_HEADER, value);
@@ -111,7 +111,7 @@ impl HiveJob {
         loop {
             let hive = fleet.borrow_and_update().hives.get(&self.hive).cloned();
             if let Some(hive) = hive.filter(|hive| !hive.caller.is_closed()) {
-                return hive.caller;
+                return hive.caller.clone();
             }
             if fleet.changed().await.is_err() {
                 // The registry lives as long as the queen.

@@ -4,6 +4,7 @@
 use crate::http::sse;
 use crate::job::{Context, Outcome};
 use crate::queen::Queen;
+use crate::queen::dispatch::Dispatch;
 use crate::queen::placement::Want;
 use crate::wire::fleet::InferResult;
 use crate::wire::job::{JobEvent, Receipt};
@@ -65,7 +66,9 @@ async fn answer(
             job.emit(event);
         }
     };
-    let answer = queen.dispatcher.send(&want, path, body, &job.id().to_string(), &tell).await;
+    let id = job.id().to_string();
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline: None };
+    let answer = queen.dispatcher.send(ask, &tell).await;
     job.running();
     let answer = answer?;
     let status = answer.response.status();

@@ -11,6 +11,9 @@ use crate::wire::{Code, Failure};
 use serde_json::json;
 use std::time::Duration;
 
+/// Anybody may send so much.
+const JOIN_BYTES_MAX: usize = 4 << 10;
+
 impl Queen {
     /// POST /v1/tokens: a token for the next node.
     pub(super) async fn make_token(&self, request: Request) -> Result<Response, Failure> {
@@ -42,7 +45,7 @@ impl Queen {
                 "joining takes a token: send `Authorization: Bearer TOKEN` (`rbee token` on this machine makes one)",
             ));
         };
-        let asked: JoinRequest = request.json(request::CONTROL_BYTES_MAX).await?;
+        let asked: JoinRequest = request.json(JOIN_BYTES_MAX).await?;
         // The name has to do for the link, too, before the token is spent on it.
         self.registry.admit(&Hello::ours(&asked.hive, &asked.node))?;
         let name = asked.hive.clone();

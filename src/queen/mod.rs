@@ -2,6 +2,7 @@
 //! relays and tries again. She needs no GPU and no disk.
 
 pub mod dispatch;
+pub mod fleet;
 mod hive_job;
 mod infer;
 mod join;

@@ -3,8 +3,9 @@
 
 use crate::http::{Request, Response, relay, reply, request};
 use crate::queen::Queen;
-use crate::queen::dispatch::Answer;
+use crate::queen::dispatch::{Answer, DEADLINE_HEADER, Deadline, Dispatch};
 use crate::queen::placement::Want;
+use crate::wire::fleet::now_ms;
 use crate::wire::openai::ModelList;
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
@@ -23,11 +24,13 @@ struct Head {
 /// POST /v1/chat/completions and /v1/completions.
 pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Response, Failure> {
     let id = incoming.id.clone();
+    let deadline = Deadline::read(incoming.header(DEADLINE_HEADER), now_ms())?;
     let body = incoming.json_bytes(request::BODY_BYTES_MAX).await?;
     let head: Head = request::parse(&body)?;
     queen.settled().await;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
-    let Answer { response, slot } = queen.dispatcher.send(&want, path, body, &id, &|_| {}).await?;
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline };
+    let Answer { response, slot } = queen.dispatcher.send(ask, &|_| {}).await?;
     let watcher = Stream {
         id,
         worker_id: slot.worker_id.clone(),

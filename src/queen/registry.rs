@@ -3,13 +3,12 @@
 
 use crate::http::link::{Caller, Hello};
 use crate::http::{client, request};
-use crate::model::is_name;
-use crate::model::names::{self, Known};
-use crate::wire::codec::{Decoder, Frame, TelemetryV1};
-use crate::wire::fleet::{HiveInfo, HiveState, WorkerInfo, now_ms};
+use crate::queen::fleet::{Fleet, Hive};
+use crate::wire::codec::{Decoder, Frame, HiveV2, ModelV2, TelemetryV2};
+use crate::wire::fleet::{HiveInfo, HiveState, ModelNames, ModelNeeds, now_ms};
 use crate::wire::{Code, Failure};
 use http_body_util::BodyExt;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -19,67 +18,6 @@ pub const TELEMETRY_SILENCE_MAX: Duration = Duration::from_secs(5);
 pub const HIVE_NAME_BYTES_MAX: usize = 100;
 /// Hives of one queen.
 pub const HIVES_MAX: usize = 1_024;
-
-/// A hive and the way to ask it.
-#[derive(Debug, Clone)]
-pub struct Hive {
-    pub info: HiveInfo,
-    pub caller: Caller,
-    /// Tells a hive's old link from its new one.
-    link: u64,
-    node: String,
-}
-
-/// Everything known at one instant.
-#[derive(Debug, Clone, Default)]
-pub struct Fleet {
-    pub hives: BTreeMap<String, Hive>,
-    links: u64,
-}
-
-impl Fleet {
-    pub fn infos(&self) -> Vec<HiveInfo> {
-        self.hives.values().map(|hive| hive.info.clone()).collect()
-    }
-
-    pub fn workers(&self) -> impl Iterator<Item = &WorkerInfo> {
-        self.hives.values().flat_map(|hive| &hive.info.workers)
-    }
-
-    /// The models that a client may ask for, by their ids: what is loaded or lies on a node's disk.
-    pub fn models(&self) -> Vec<String> {
-        let on_disk = self.hives.values().flat_map(|hive| hive.info.models.iter().cloned());
-        let mut models: Vec<String> =
-            self.workers().map(|worker| worker.model.clone()).chain(on_disk).collect();
-        models.sort_unstable();
-        models.dedup();
-        models
-    }
-
-    /// The same, and the aliases, which clients use like models.
-    pub fn models_and_aliases(&self) -> Vec<String> {
-        let names =
-            self.hives.values().flat_map(|hive| &hive.info.model_names).flat_map(|model| &model.names);
-        let aliases = names.filter(|name| is_name(name)).cloned();
-        let mut models: Vec<String> = self.models().into_iter().chain(aliases).collect();
-        models.sort_unstable();
-        models.dedup();
-        models
-    }
-
-    /// The id of the model that a client means: on the hive it names, else on any. What nobody has keeps the name it was
-    /// asked for by.
-    pub fn meant(&self, asked: &str, hive: Option<&str>) -> String {
-        let known = |on: Option<&str>| {
-            let hives = self.hives.values().filter(move |hive| on.is_none_or(|name| name == hive.info.name));
-            let models = hives.clone().flat_map(|hive| &hive.info.model_names).map(Known::of);
-            let loaded = hives.flat_map(|hive| &hive.info.workers);
-            let loaded = loaded.map(|worker| Known { id: &worker.model, names: &[] });
-            names::meant(asked, models.chain(loaded)).first().map(|id| (*id).to_owned())
-        };
-        hive.and_then(|hive| known(Some(hive))).or_else(|| known(None)).unwrap_or_else(|| asked.to_owned())
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkLost {
@@ -129,7 +67,7 @@ impl Registry {
         self.fleet.subscribe()
     }
 
-    pub fn hive(&self, name: &str) -> Result<Hive, Failure> {
+    pub fn hive(&self, name: &str) -> Result<Arc<Hive>, Failure> {
         let fleet = self.fleet.borrow();
         fleet.hives.get(name).cloned().ok_or_else(|| {
             let names: Vec<&str> = fleet.hives.keys().map(String::as_str).collect();
@@ -179,7 +117,7 @@ impl Registry {
         self.fleet.send_if_modified(|fleet| {
             let ours = fleet.hives.get(&hello.hive).is_some_and(|hive| hive.link == link);
             if ours {
-                fleet.hives.remove(&hello.hive);
+                fleet.remove(&hello.hive);
             }
             ours
         });
@@ -202,7 +140,8 @@ impl Registry {
         caller: Caller,
         link: u64,
     ) -> Result<std::convert::Infallible, LinkLost> {
-        let ask = client::get("/v1/telemetry").map_err(|e| LinkLost::Ask(e.into()))?;
+        // A hive of the version before does not read what is asked here, and tells what it knows.
+        let ask = client::get("/v1/telemetry?version=2").map_err(|e| LinkLost::Ask(e.into()))?;
         let answer = caller.send(ask).await.map_err(LinkLost::Ask)?;
         if !answer.status().is_success() {
             let status = answer.status().as_u16();
@@ -214,7 +153,10 @@ impl Registry {
         let mut decoder = Decoder::default();
         loop {
             while let Some(frame) = decoder.next_frame()? {
-                let Frame::V1(telemetry) = frame;
+                let telemetry = match frame {
+                    Frame::V1(telemetry) => telemetry.into(),
+                    Frame::V2(telemetry) => telemetry,
+                };
                 self.apply(hello, &caller, link, telemetry)?;
             }
             let frame = tokio::time::timeout(TELEMETRY_SILENCE_MAX, body.frame()).await;
@@ -235,26 +177,12 @@ impl Registry {
         hello: &Hello,
         caller: &Caller,
         link: u64,
-        telemetry: TelemetryV1,
+        telemetry: TelemetryV2,
     ) -> Result<(), LinkLost> {
         let mut outcome = Ok(());
         self.fleet.send_if_modified(|fleet| {
-            if let TelemetryV1::Full(full) = telemetry {
-                let info = HiveInfo {
-                    name: hello.hive.clone(),
-                    version: full.version,
-                    state: if full.draining { HiveState::Draining } else { HiveState::Online },
-                    listen: full.listen,
-                    connected_at: now_ms(),
-                    last_seen: now_ms(),
-                    devices: full.devices.into_iter().map(Into::into).collect(),
-                    workers: full.workers.into_iter().map(|worker| worker.on(&hello.hive)).collect(),
-                    models: full.models.iter().map(|model| model.id.clone()).collect(),
-                    model_names: full.models.into_iter().map(Into::into).collect(),
-                    os: full.os,
-                    arch: full.arch,
-                };
-                let before = fleet.hives.get(&hello.hive);
+            let before = fleet.hives.get(&hello.hive);
+            if let TelemetryV2::Full(full) = telemetry {
                 if before.is_some_and(|hive| hive.link != link && !hive.caller.is_closed()) {
                     // A restarted hive whose old connection has not been noticed yet, or a copied state directory.
                     tracing::warn!(
@@ -262,12 +190,12 @@ impl Registry {
                         "replacing a link that was alive; if this goes on, two machines share one node id: remove the file `node` from one's state directory"
                     );
                 }
-                let hive = Hive { info, caller: caller.clone(), link, node: hello.node.clone() };
-                fleet.hives.insert(hello.hive.clone(), hive);
+                let hive = Hive::new(about(&hello.hive, full), caller.clone(), link, hello.node.clone());
+                fleet.insert(&hello.hive, hive);
                 return true;
             }
-            let info = match fleet.hives.get_mut(&hello.hive) {
-                Some(hive) if hive.link == link => &mut hive.info,
+            match before {
+                Some(hive) if hive.link == link => {}
                 Some(_) => {
                     outcome = Err(LinkLost::Superseded);
                     return false;
@@ -276,24 +204,67 @@ impl Registry {
                     outcome = Err(LinkLost::NoState);
                     return false;
                 }
-            };
-            info.last_seen = now_ms();
-            match telemetry {
-                TelemetryV1::Full(_) | TelemetryV1::Tick => return false,
-                TelemetryV1::Workers(workers) => {
-                    info.workers = workers.into_iter().map(|worker| worker.on(&hello.hive)).collect();
-                }
-                TelemetryV1::Devices(devices) => info.devices = devices.into_iter().map(Into::into).collect(),
-                TelemetryV1::Models(models) => {
-                    info.models = models.iter().map(|model| model.id.clone()).collect();
-                    info.model_names = models.into_iter().map(Into::into).collect();
-                }
-                TelemetryV1::Draining(draining) => {
-                    info.state = if draining { HiveState::Draining } else { HiveState::Online };
-                }
             }
-            true
+            let is_news = !matches!(telemetry, TelemetryV2::Tick);
+            fleet.change(&hello.hive, |hive| {
+                hive.info.last_seen = now_ms();
+                take_in(hive, telemetry);
+            });
+            is_news
         });
         outcome
     }
+}
+
+/// What a hive says of itself when its link begins.
+fn about(name: &str, full: HiveV2) -> HiveInfo {
+    let (model_names, model_needs) = named_and_needed(full.models);
+    HiveInfo {
+        name: name.to_owned(),
+        version: full.version,
+        state: state(full.draining),
+        listen: full.listen,
+        connected_at: now_ms(),
+        last_seen: now_ms(),
+        devices: full.devices.into_iter().map(Into::into).collect(),
+        workers: full.workers.into_iter().map(|worker| worker.on(name)).collect(),
+        models: model_names.iter().map(|model| model.id.clone()).collect(),
+        model_names,
+        model_needs,
+        engines: full.engines.into_iter().map(Into::into).collect(),
+        speeds: full.speeds.into_iter().map(Into::into).collect(),
+        os: full.os,
+        arch: full.arch,
+    }
+}
+
+/// What has changed since.
+fn take_in(hive: &mut Hive, telemetry: TelemetryV2) {
+    match telemetry {
+        TelemetryV2::Full(_) | TelemetryV2::Tick => {}
+        TelemetryV2::Workers(workers) => {
+            let name = hive.info.name.clone();
+            hive.set_workers(workers.into_iter().map(|worker| worker.on(&name)).collect());
+        }
+        TelemetryV2::Devices(devices) => hive.set_devices(devices.into_iter().map(Into::into).collect()),
+        TelemetryV2::Models(models) => {
+            let (model_names, model_needs) = named_and_needed(models);
+            hive.info.models = model_names.iter().map(|model| model.id.clone()).collect();
+            hive.info.model_names = model_names;
+            hive.info.model_needs = model_needs;
+        }
+        TelemetryV2::Engines(engines) => hive.info.engines = engines.into_iter().map(Into::into).collect(),
+        TelemetryV2::Speeds(speeds) => hive.info.speeds = speeds.into_iter().map(Into::into).collect(),
+        TelemetryV2::Draining(draining) => hive.info.state = state(draining),
+    }
+}
+
+fn state(draining: bool) -> HiveState {
+    if draining { HiveState::Draining } else { HiveState::Online }
+}
+
+fn named_and_needed(models: Vec<ModelV2>) -> (Vec<ModelNames>, Vec<ModelNeeds>) {
+    let (names, mut needs): (Vec<_>, Vec<ModelNeeds>) = models.into_iter().map(ModelV2::parts).unzip();
+    needs.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    (names, needs)
 }

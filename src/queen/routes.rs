@@ -5,6 +5,7 @@ use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
+use crate::queen::placement::Want;
 use crate::queen::{Queen, hive_job, infer, openai};
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
@@ -28,6 +29,7 @@ pub enum Endpoint {
     HiveRelay,
     Workers,
     Worker,
+    Placement,
     Link,
     Join,
     Token,
@@ -68,6 +70,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
+    route("GET", "/v1/placement", Endpoint::Placement),
     route("GET", auth::LINK_PATH, Endpoint::Link),
     route("POST", auth::JOIN_PATH, Endpoint::Join),
     route("POST", "/v1/tokens", Endpoint::Token),
@@ -113,6 +116,7 @@ impl Queen {
                 Ok(reply::json(&json!({ "workers": fleet.workers().collect::<Vec<_>>() })))
             }
             Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
+            Endpoint::Placement => self.placement(&request).map(|told| reply::json(&told)),
             Endpoint::Link => self.link(request),
             Endpoint::Join => self.join(request).await,
             Endpoint::Token => self.make_token(request).await,
@@ -140,12 +144,25 @@ impl Queen {
         })
     }
 
+    /// Where a request would run now, and what each node has to say to it.
+    fn placement(&self, request: &Request) -> Result<Value, Failure> {
+        let asked = request.query("model").filter(|model| !model.is_empty());
+        let asked = asked.ok_or_else(|| Failure::invalid("name a model: /v1/placement?model=NAME"))?;
+        let hive = request.query("hive");
+        self.dispatcher.explain(&Want {
+            model: self.registry.meant(&asked, hive.as_deref()),
+            worker_id: request.query("worker_id"),
+            device: request.query("device"),
+            hive,
+        })
+    }
+
     /// A hive's own route, over its link.
     async fn relay(&self, params: &Params, request: Request) -> Result<Response, Failure> {
         let hive = self.registry.hive(params.get(0))?;
         let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
         let path = format!("/{}{query}", params.get(1));
-        let name = hive.info.name;
+        let name = hive.info.name.clone();
         let answer = hive.caller.send(request.forward(&path)?).await.map_err(|error| {
             Failure::new(
                 Code::HiveLost,
@@ -206,7 +223,7 @@ impl Queen {
     /// A hive operation goes to the hive it names, else to the only one.
     fn hive_for_operation(&self, named: Option<String>) -> Result<String, Failure> {
         if let Some(name) = named {
-            return self.registry.hive(&name).map(|hive| hive.info.name);
+            return self.registry.hive(&name).map(|hive| hive.info.name.clone());
         }
         let fleet = self.registry.fleet();
         let mut hives = fleet.hives.values();

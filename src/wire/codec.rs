@@ -2,7 +2,9 @@
 //! frozen: no field is added to them, no serde attribute that hides or flattens one is used, and golden bytes in
 //! the tests hold that. A new field means a new variant.
 
-use super::fleet::{Device, ModelNames, WorkerInfo, WorkerState};
+use super::fleet::{
+    Device, DeviceSpeed, EngineInfo, ModelNames, ModelNeeds, ShapeNeeds, WorkerInfo, WorkerState,
+};
 use serde::{Deserialize, Serialize};
 
 /// The longest frame accepted. A hive with 1,000 workers needs about 200 KiB.
@@ -11,6 +13,131 @@ pub const FRAME_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Frame {
     V1(TelemetryV1),
+    V2(TelemetryV2),
+}
+
+/// Version 2 tells what placement weighs: what models need, which engines there are, how fast the devices were.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum TelemetryV2 {
+    Full(HiveV2),
+    Workers(Vec<WorkerV1>),
+    Devices(Vec<DeviceV1>),
+    Models(Vec<ModelV2>),
+    Engines(Vec<EngineV2>),
+    Speeds(Vec<SpeedV2>),
+    Draining(bool),
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HiveV2 {
+    pub name: String,
+    pub version: String,
+    pub listen: String,
+    pub os: String,
+    pub arch: String,
+    pub draining: bool,
+    pub devices: Vec<DeviceV1>,
+    pub workers: Vec<WorkerV1>,
+    pub models: Vec<ModelV2>,
+    pub engines: Vec<EngineV2>,
+    pub speeds: Vec<SpeedV2>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelV2 {
+    pub id: String,
+    pub names: Vec<String>,
+    pub weights_bytes: u64,
+    /// Empty where the hive could not tell yet.
+    pub shapes: Vec<ShapeV2>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ShapeV2 {
+    pub slots: u32,
+    pub ctx: u32,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineV2 {
+    pub id: String,
+    pub kind: String,
+    pub version: String,
+    pub foreign: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpeedV2 {
+    pub device: String,
+    pub bytes_per_second: u64,
+}
+
+impl TelemetryV2 {
+    /// What a queen of the version before understands of it; nothing where it knows no such thing.
+    pub fn as_v1(self) -> Option<TelemetryV1> {
+        let models = |models: Vec<ModelV2>| {
+            models.into_iter().map(|ModelV2 { id, names, .. }| ModelV1 { id, names }).collect()
+        };
+        Some(match self {
+            TelemetryV2::Full(hive) => {
+                let HiveV2 { name, version, listen, os, arch, draining, devices, workers, .. } = hive;
+                let models = models(hive.models);
+                TelemetryV1::Full(HiveV1 {
+                    name,
+                    version,
+                    listen,
+                    os,
+                    arch,
+                    draining,
+                    devices,
+                    workers,
+                    models,
+                })
+            }
+            TelemetryV2::Workers(workers) => TelemetryV1::Workers(workers),
+            TelemetryV2::Devices(devices) => TelemetryV1::Devices(devices),
+            TelemetryV2::Models(told) => TelemetryV1::Models(models(told)),
+            TelemetryV2::Engines(_) | TelemetryV2::Speeds(_) => return None,
+            TelemetryV2::Draining(draining) => TelemetryV1::Draining(draining),
+            TelemetryV2::Tick => TelemetryV1::Tick,
+        })
+    }
+}
+
+impl From<TelemetryV1> for TelemetryV2 {
+    /// A hive of the version before: its models' needs and its engines are not known.
+    fn from(telemetry: TelemetryV1) -> Self {
+        let models = |models: Vec<ModelV1>| -> Vec<ModelV2> {
+            let unknown = |ModelV1 { id, names }| ModelV2 { id, names, weights_bytes: 0, shapes: Vec::new() };
+            models.into_iter().map(unknown).collect()
+        };
+        match telemetry {
+            TelemetryV1::Full(hive) => {
+                let HiveV1 { name, version, listen, os, arch, draining, devices, workers, models: told } =
+                    hive;
+                TelemetryV2::Full(HiveV2 {
+                    name,
+                    version,
+                    listen,
+                    os,
+                    arch,
+                    draining,
+                    devices,
+                    workers,
+                    models: models(told),
+                    engines: Vec::new(),
+                    speeds: Vec::new(),
+                })
+            }
+            TelemetryV1::Workers(workers) => TelemetryV2::Workers(workers),
+            TelemetryV1::Devices(devices) => TelemetryV2::Devices(devices),
+            TelemetryV1::Models(told) => TelemetryV2::Models(models(told)),
+            TelemetryV1::Draining(draining) => TelemetryV2::Draining(draining),
+            TelemetryV1::Tick => TelemetryV2::Tick,
+        }
+    }
 }
 
 /// Full state first, then whatever changed; `Tick` when nothing did, at least once a second.
@@ -155,17 +282,49 @@ impl From<WorkerStateV1> for WorkerState {
     }
 }
 
-impl From<ModelNames> for ModelV1 {
-    fn from(m: ModelNames) -> Self {
-        let ModelNames { id, names } = m;
-        ModelV1 { id, names }
+impl ModelV2 {
+    /// A model with what it needs, as far as that is known.
+    pub fn new(names: ModelNames, needs: Option<ModelNeeds>) -> Self {
+        let ModelNames { id, names } = names;
+        let (weights_bytes, shapes) =
+            needs.map_or((0, Vec::new()), |needs| (needs.weights_bytes, needs.shapes));
+        let shape = |ShapeNeeds { slots, ctx, bytes }| ShapeV2 { slots, ctx, bytes };
+        ModelV2 { id, names, weights_bytes, shapes: shapes.into_iter().map(shape).collect() }
+    }
+
+    pub fn parts(self) -> (ModelNames, ModelNeeds) {
+        let ModelV2 { id, names, weights_bytes, shapes } = self;
+        let shape = |ShapeV2 { slots, ctx, bytes }| ShapeNeeds { slots, ctx, bytes };
+        let shapes = shapes.into_iter().map(shape).collect();
+        (ModelNames { id: id.clone(), names }, ModelNeeds { id, weights_bytes, shapes })
     }
 }
 
-impl From<ModelV1> for ModelNames {
-    fn from(m: ModelV1) -> Self {
-        let ModelV1 { id, names } = m;
-        ModelNames { id, names }
+impl From<EngineInfo> for EngineV2 {
+    fn from(e: EngineInfo) -> Self {
+        let EngineInfo { id, kind, version, foreign } = e;
+        EngineV2 { id, kind, version, foreign }
+    }
+}
+
+impl From<EngineV2> for EngineInfo {
+    fn from(e: EngineV2) -> Self {
+        let EngineV2 { id, kind, version, foreign } = e;
+        EngineInfo { id, kind, version, foreign }
+    }
+}
+
+impl From<DeviceSpeed> for SpeedV2 {
+    fn from(s: DeviceSpeed) -> Self {
+        let DeviceSpeed { device, bytes_per_second } = s;
+        SpeedV2 { device, bytes_per_second }
+    }
+}
+
+impl From<SpeedV2> for DeviceSpeed {
+    fn from(s: SpeedV2) -> Self {
+        let SpeedV2 { device, bytes_per_second } = s;
+        DeviceSpeed { device, bytes_per_second }
     }
 }
 
@@ -261,6 +420,35 @@ mod tests {
         let model = ModelV1 { id: "tiny".into(), names: vec!["t".into()] };
         let golden = [0, 0, 0, 11, 0, 3, 1, 4, b't', b'i', b'n', b'y', 1, 1, b't'];
         assert_eq!(encode(&Frame::V1(TelemetryV1::Models(vec![model]))).unwrap(), golden);
+    }
+
+    #[test]
+    fn version_2_keeps_its_golden_bytes_and_is_understood_by_a_queen_of_version_1() {
+        let model = ModelV2 {
+            id: "tiny".into(),
+            names: vec!["t".into()],
+            weights_bytes: 5,
+            shapes: vec![ShapeV2 { slots: 4, ctx: 512, bytes: 300 }],
+        };
+        let engine = EngineV2 { id: "e".into(), kind: "cpu".into(), version: "1".into(), foreign: true };
+        let speed = SpeedV2 { device: "CPU-0".into(), bytes_per_second: 7 };
+        let golden: [(TelemetryV2, &[u8]); 5] = [
+            (TelemetryV2::Tick, &[1, 7]),
+            (TelemetryV2::Draining(true), &[1, 6, 1]),
+            (
+                TelemetryV2::Models(vec![model.clone()]),
+                &[1, 3, 1, 4, b't', b'i', b'n', b'y', 1, 1, b't', 5, 1, 4, 0x80, 4, 0xac, 2],
+            ),
+            (TelemetryV2::Engines(vec![engine]), &[1, 4, 1, 1, b'e', 3, b'c', b'p', b'u', 1, b'1', 1]),
+            (TelemetryV2::Speeds(vec![speed]), &[1, 5, 1, 5, b'C', b'P', b'U', b'-', b'0', 7]),
+        ];
+        for (telemetry, bytes) in golden {
+            assert_eq!(encode(&Frame::V2(telemetry)).unwrap()[4..], *bytes);
+        }
+        let older = TelemetryV2::Models(vec![model]).as_v1();
+        let known = TelemetryV1::Models(vec![ModelV1 { id: "tiny".into(), names: vec!["t".into()] }]);
+        assert_eq!(older, Some(known));
+        assert_eq!(TelemetryV2::Engines(Vec::new()).as_v1(), None);
     }
 
     #[test]

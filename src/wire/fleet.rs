@@ -95,6 +95,9 @@ pub struct EngineInfo {
     /// `cpu`, `cuda` or `metal`.
     pub kind: String,
     pub version: String,
+    /// Another project's: it serves those who name it, or a kind that nothing else on its node can do.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// The rungs of the containment ladder that this node uses, and why not stronger ones.
@@ -122,8 +125,52 @@ pub struct HiveInfo {
     /// The same models with their other names.
     #[serde(default)]
     pub model_names: Vec<ModelNames>,
+    /// What they take in memory, in order of their ids.
+    #[serde(default)]
+    pub model_needs: Vec<ModelNeeds>,
+    #[serde(default)]
+    pub engines: Vec<EngineInfo>,
+    /// Of those devices that have generated something yet.
+    #[serde(default)]
+    pub speeds: Vec<DeviceSpeed>,
     pub os: String,
     pub arch: String,
+}
+
+impl HiveInfo {
+    pub fn device(&self, id: &str) -> Option<&Device> {
+        self.devices.iter().find(|device| device.id == id)
+    }
+
+    pub fn needs(&self, model: &str) -> Option<&ModelNeeds> {
+        let place = self.model_needs.binary_search_by(|needs| needs.id.as_str().cmp(model)).ok()?;
+        self.model_needs.get(place)
+    }
+}
+
+/// What a model takes on a node: the shapes that its hive tries in turn, the one it wishes for first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelNeeds {
+    pub id: String,
+    /// What is read for each token, about.
+    pub weights_bytes: u64,
+    pub shapes: Vec<ShapeNeeds>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeNeeds {
+    pub slots: u32,
+    /// Tokens a slot.
+    pub ctx: u32,
+    pub bytes: u64,
+}
+
+/// How fast a device was seen to generate, as the bytes of weights it gets through in a second: that hardly depends on the
+/// model, where tokens a second do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpeed {
+    pub device: String,
+    pub bytes_per_second: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

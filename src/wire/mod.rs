@@ -14,7 +14,7 @@ pub mod operation;
 pub use failure::{Code, Failure};
 
 /// The link's protocol. A peer of the version before is still understood; anything else is VERSION_MISMATCH.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The oldest protocol this build still speaks.
 pub const PROTOCOL_OLDEST: u32 = 1;
 pub const API_VERSION: &str = "v1";

@@ -28,6 +28,9 @@ pub enum HiveOperation {
     WorkerSpawn(WorkerSpawn),
     WorkerStop {
         worker_id: String,
+        /// Refused while it is at work or pinned: what makes room must not cost anybody an answer.
+        #[serde(default)]
+        if_idle: bool,
     },
     WorkerProcessList,
     WorkerProcessGet {
@@ -153,6 +156,13 @@ pub struct WorkerSpawn {
     pub ctx: Option<u32>,
     #[serde(default)]
     pub pin: bool,
+}
+
+impl WorkerSpawn {
+    /// A worker for a model, all else as the node thinks best.
+    pub fn of(model: impl Into<String>) -> Self {
+        WorkerSpawn { model: model.into(), worker: None, device: None, slots: None, ctx: None, pin: false }
+    }
 }
 
 /// Operations the queen runs herself.

@@ -288,6 +288,15 @@ impl Daemon {
         })
     }
 
+    /// Asks, waits for something to happen meanwhile, and leaves without the answer.
+    pub fn leave_after(&self, path: &str, body: &Value, meanwhile: impl FnOnce()) {
+        let (target, request) = (self.target.clone(), client::post(path, body).unwrap());
+        let asking = RUNTIME.spawn(async move { client::send(&target, request).await.map(drop) });
+        meanwhile();
+        assert!(!asking.is_finished(), "{path} was answered");
+        asking.abort();
+    }
+
     pub fn get(&self, path: &str) -> Answer {
         self.request(client::get(path).unwrap())
     }

@@ -10,6 +10,7 @@ pub mod models;
 pub mod run;
 pub mod status;
 pub mod version;
+pub mod why;
 pub mod worker;
 pub mod worker_processes;
 pub mod workers;

@@ -75,9 +75,8 @@ async fn hand_over(
         return Ok(false);
     };
     let target = Target::parse(&address.to_string())?;
-    let key = LocalKey::find(state, &target);
     let request = client::post("/v1/handover", &serde_json::json!({}))?;
-    match client::ask::<serde_json::Value>(&target.with_key(key.as_deref()), request).await {
+    match client::ask::<serde_json::Value>(&target.with_local(state.clone()), request).await {
         Ok(_) => {}
         Err(AskError::Refused(failure))
             if matches!(failure.code, Code::NotFound | Code::MethodNotAllowed) =>

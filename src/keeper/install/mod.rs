@@ -10,7 +10,7 @@ mod service;
 mod undo;
 mod unit;
 
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::http::client::Target;
 use crate::keeper::commands::links;
 use crate::keeper::render::Render;
@@ -90,6 +90,7 @@ async fn first(settings: &Settings, places: &Places, render: &Render) -> Result<
             state.display()
         )));
     }
+    may_listen(settings, state)?;
     let mut record = Record {
         role,
         service: Service::detect(places.is_system),
@@ -117,6 +118,28 @@ async fn first(settings: &Settings, places: &Places, render: &Render) -> Result<
     }
     outcome?;
     Ok(told(&record, settings.text("name")))
+}
+
+/// A daemon that would refuse to start (B55) is not put under a supervisor that starts it again and again.
+fn may_listen(settings: &Settings, state: &Path) -> Result<(), KeeperError> {
+    let is_here = |address: &&str| {
+        let host = address.rsplit_once(':').map_or(*address, |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    };
+    let Some(beyond) = settings.texts("listen").into_iter().find(|address| !is_here(address)) else {
+        return Ok(());
+    };
+    let book =
+        crate::keys::Book::read(state).map_err(|error| KeeperError::local("reading the keys", error))?;
+    // A key on this line or in this environment is none of the daemon's.
+    let is_configured = |flag| matches!(settings.origin(flag), Some(Origin::File(_)));
+    if book.has_client_keys() || is_configured("api-key") || is_configured("api-key-file") {
+        return Ok(());
+    }
+    Err(KeeperError::Usage(format!(
+        "{beyond} would open this machine to the network without a key: make one first with `rbee key create`"
+    )))
 }
 
 fn told(record: &Record, name: Option<&str>) -> Installed {
@@ -198,11 +221,11 @@ async fn join(settings: &Settings, places: &Places, role: Role, render: &Render)
     let node = crate::keys::node_id(&places.dirs.state).map_err(|error| failed(error.into()))?;
     let name = settings.text("name").map_or_else(crate::daemon::host_name, str::to_owned);
     let mut passes = Passes::new(places.dirs.state.clone(), None);
-    passes.join_with(&queen, token).map_err(|error| failed(error.into()))?;
+    passes.join_with(&queen, token);
     let mut last = None;
     for pause in server::TRY_PAUSES {
         tokio::time::sleep(pause).await;
-        match passes.join(&queen, &name, &node).await {
+        match passes.exchange(&queen, &name, &node).await {
             Ok(()) => {
                 render.say(&format!("joined the queen at {queen} as `{name}`"));
                 return Ok(());

@@ -1,0 +1,168 @@
+//! Having a hive start a worker: idle ones that stand in the way are given up first, and all who want the same wait for
+//! one spawn, which goes on when the first of them leaves.
+
+use super::{Dispatcher, Tell};
+use crate::queen::fleet::Fleet;
+use crate::queen::hive_job::HiveJob;
+use crate::queen::placement::{self, Promise, Want};
+use crate::queen::registry::TELEMETRY_SILENCE_MAX;
+use crate::wire::job::{JobEvent, JobId};
+use crate::wire::operation::{HiveOperation, WorkerSpawn};
+use crate::wire::{Code, Failure};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+
+/// Events of a spawn that wait for a watcher; a slow one misses some.
+pub const SPAWN_EVENTS_MAX: usize = 256;
+
+/// What is started, and where: the same again is the same spawn.
+pub type Key = (String, Option<String>, String);
+
+/// A spawn under way.
+#[derive(Debug)]
+pub struct Spawning {
+    bytes: u64,
+    events: broadcast::Sender<JobEvent>,
+    end: watch::Sender<Option<Result<(), Failure>>>,
+}
+
+impl Dispatcher {
+    /// Has a hive spawn a worker, or joins the spawn that is under way for the same.
+    pub(super) async fn spawn(
+        self: &Arc<Self>,
+        want: &Want,
+        plan: &placement::Spawn,
+        tell: Tell<'_>,
+    ) -> Result<(), Failure> {
+        let spawning = self.start_spawn(want, plan);
+        let mut events = spawning.events.subscribe();
+        let mut end = spawning.end.subscribe();
+        loop {
+            tokio::select! {
+                biased; // What happened before the end is told before it.
+                event = events.recv() => match event {
+                    Ok(event) => tell(event),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return Err(given_up()),
+                },
+                outcome = end.wait_for(Option::is_some) => {
+                    let outcome = outcome.map_err(|_| given_up())?;
+                    return outcome.clone().unwrap_or(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// The same without waiting for it.
+    pub(super) fn start_spawn(self: &Arc<Self>, want: &Want, plan: &placement::Spawn) -> Arc<Spawning> {
+        let key = (plan.hive.clone(), plan.device.clone(), want.model.clone());
+        let mut state = self.state();
+        if let Some(spawning) = state.spawns.get(&key) {
+            return spawning.clone();
+        }
+        let spawning = Arc::new(Spawning {
+            bytes: plan.bytes,
+            events: broadcast::Sender::new(SPAWN_EVENTS_MAX),
+            end: watch::Sender::new(None),
+        });
+        state.spawns.insert(key.clone(), spawning.clone());
+        drop(state);
+        // On its own: the spawn goes on for the others when the first to ask leaves.
+        let (dispatcher, want, plan, ours) = (self.clone(), want.clone(), plan.clone(), spawning.clone());
+        tokio::spawn(async move {
+            let outcome = dispatcher.run_spawn(&want, &plan, &ours.events).await;
+            dispatcher.state().spawns.remove(&key);
+            ours.end.send_replace(Some(outcome));
+            dispatcher.changed.send_replace(());
+        });
+        spawning
+    }
+
+    /// What spawns under way will take and telemetry does not show yet.
+    pub(super) fn promises<'s>(
+        spawns: impl Iterator<Item = (&'s Key, &'s Arc<Spawning>)>,
+        fleet: &Fleet,
+    ) -> Vec<Promise> {
+        let is_seen = |hive: &str, device: &str, model: &str| {
+            fleet.hives.get(hive).is_some_and(|hive| {
+                hive.info.workers.iter().any(|worker| worker.model == model && worker.device == device)
+            })
+        };
+        spawns
+            .filter_map(|((hive, device, model), spawning)| {
+                let device = device.as_ref()?;
+                let promise = Promise { hive: hive.clone(), device: device.clone(), bytes: spawning.bytes };
+                (!is_seen(hive, device, model)).then_some(promise)
+            })
+            .collect()
+    }
+
+    async fn run_spawn(
+        &self,
+        want: &Want,
+        plan: &placement::Spawn,
+        events: &broadcast::Sender<JobEvent>,
+    ) -> Result<(), Failure> {
+        let hive = plan.hive.as_str();
+        // Nobody may be watching.
+        let tell = |event: JobEvent| drop(events.send(event));
+        for worker_id in &plan.evict {
+            tell(JobEvent::narrate(
+                "evict",
+                format!("stopping the idle worker {worker_id} of {hive} to make room"),
+            ));
+            self.give_up(hive, worker_id).await?;
+        }
+        let operation = HiveOperation::WorkerSpawn(self.operation(want, plan));
+        let mut ready: Option<String> = None;
+        let mut job = HiveJob::start(self.registry.clone(), hive, &operation, JobId::fresh()).await?;
+        // No re-attaching: the requests that wait for this would rather hear of the loss and go elsewhere.
+        job.follow(Duration::ZERO, |event| match &event {
+            JobEvent::Result(value) => {
+                ready = value.get("worker_id").and_then(|id| id.as_str()).map(str::to_owned);
+            }
+            JobEvent::Error(_) => {}
+            _ => tell(event),
+        })
+        .await?;
+        // The job says ready; telemetry tells placement, and may be a moment behind.
+        let Some(worker_id) = ready else { return Ok(()) };
+        let known = |fleet: &Fleet| {
+            fleet.workers().any(|worker| worker.worker_id == worker_id) || !fleet.hives.contains_key(hive)
+        };
+        let mut fleet = self.registry.watch();
+        let _ = tokio::time::timeout(TELEMETRY_SILENCE_MAX, fleet.wait_for(known)).await;
+        Ok(())
+    }
+
+    /// The device as it was chosen; by an engine's name, where that is what the request has called for.
+    fn operation(&self, want: &Want, plan: &placement::Spawn) -> WorkerSpawn {
+        let fleet = self.registry.fleet();
+        let engines =
+            fleet.hives.get(&plan.hive).map(|hive| hive.info.engines.as_slice()).unwrap_or_default();
+        let named = want.device.as_deref().and_then(|word| {
+            engines.iter().find(|engine| engine.id.eq_ignore_ascii_case(word)).map(|engine| engine.id.clone())
+        });
+        WorkerSpawn {
+            device: plan.device.clone().or_else(|| want.device.clone().filter(|_| named.is_none())),
+            worker: named,
+            ..WorkerSpawn::of(&want.model)
+        }
+    }
+
+    /// Has an idle worker stopped; refused by its hive if it is idle no more.
+    async fn give_up(&self, hive: &str, worker_id: &str) -> Result<(), Failure> {
+        let operation = HiveOperation::WorkerStop { worker_id: worker_id.to_owned(), if_idle: true };
+        let mut job = HiveJob::start(self.registry.clone(), hive, &operation, JobId::fresh()).await?;
+        match job.follow(Duration::ZERO, |_| {}).await {
+            // Gone by itself meanwhile.
+            Err(failure) if failure.code == Code::WorkerNotFound => Ok(()),
+            ended => ended,
+        }
+    }
+}
+
+fn given_up() -> Failure {
+    Failure::new(Code::HiveLost, "the spawn was given up")
+}

@@ -1,0 +1,291 @@
+//! Where a request runs. Pure: what is wanted and what is known give a decision, so that every case can be a test.
+//!
+//! Every worker that has the model and every device that could get one is judged (`verdict`); what is best of them is
+//! done. In order: a worker with a free slot, by the speed a further stream may expect there; a worker that is coming up; a
+//! full one to wait for; a new worker where there is room, or where idle ones make room (`room`); else waiting for those
+//! that are busy now. A busy or pinned worker is never evicted, and a GPU's work goes to a processor only if that was asked
+//! for.
+
+mod room;
+mod verdict;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub use room::{MEMORY_MARGIN_PERCENT, Room};
+pub use verdict::{Standing, Verdict, all as verdicts, suits};
+
+use crate::wire::fleet::{Device, HiveInfo, HiveState, WorkerInfo};
+use crate::wire::{Code, Failure};
+use serde_json::json;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+/// How much slower a stream is for each other one on its worker, in percent: a batch reads the weights once for all.
+const SHARE_PERCENT: u64 = 50;
+/// What a device is taken to be worth before it was measured, in bytes of weights a second.
+const SPEEDS_ASSUMED: &[(&str, u64)] = &[("cuda", 300_000_000_000), ("metal", 150_000_000_000)];
+const SPEED_ASSUMED: u64 = 20_000_000_000;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Want {
+    pub model: String,
+    pub hive: Option<String>,
+    pub worker_id: Option<String>,
+    pub device: Option<String>,
+}
+
+/// A new worker: where, and which idle ones have to go for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spawn {
+    pub hive: String,
+    /// None where nothing is known of the node's needs: it chooses then.
+    pub device: Option<String>,
+    pub bytes: u64,
+    pub evict: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    Use {
+        hive: String,
+        worker_id: String,
+    },
+    Spawn(Spawn),
+    /// Workers are coming up; a change of the fleet will tell.
+    Loading,
+    /// All slots of all workers that have the model are taken; where there is room for one more worker, it is told.
+    Full {
+        slots_total: u32,
+        slots_busy: u32,
+        grow: Option<Spawn>,
+    },
+    /// There is room only where others are at work: when they have ended, it can be had.
+    Blocked {
+        hive: String,
+        device: String,
+        bytes: u64,
+        by: Vec<String>,
+    },
+    Refuse(Failure),
+}
+
+impl Decision {
+    pub fn json(&self) -> serde_json::Value {
+        let spawn = |spawn: &Spawn| json!({"hive": spawn.hive, "device": spawn.device, "needed_bytes": spawn.bytes, "evict": spawn.evict});
+        match self {
+            Decision::Use { hive, worker_id } => {
+                json!({"action": "use", "hive": hive, "worker_id": worker_id})
+            }
+            Decision::Spawn(plan) => {
+                let mut told = spawn(plan);
+                told["action"] = json!("spawn");
+                told
+            }
+            Decision::Loading => json!({"action": "wait", "reason": "a worker is loading the model"}),
+            Decision::Full { slots_total, slots_busy, grow } => json!({
+                "action": "wait", "reason": "all slots are busy", "slots_total": slots_total,
+                "slots_busy": slots_busy, "grow": grow.as_ref().map(spawn),
+            }),
+            Decision::Blocked { hive, device, bytes, by } => json!({
+                "action": "wait", "reason": "there is room only where others are at work", "hive": hive,
+                "device": device, "needed_bytes": bytes, "waits_for": by,
+            }),
+            Decision::Refuse(failure) => {
+                json!({"action": "refuse", "code": failure.code, "reason": failure.message})
+            }
+        }
+    }
+}
+
+/// Requests that this queen has at each worker now. Telemetry lags behind her own sending.
+pub type InFlight = HashMap<String, u32>;
+
+/// Memory that a worker will take which telemetry does not show yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    pub hive: String,
+    pub device: String,
+    pub bytes: u64,
+}
+
+/// What is known at one instant.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'v> {
+    /// The hives that have the model, loaded or on their disks.
+    pub holders: &'v [&'v HiveInfo],
+    pub in_flight: &'v InFlight,
+    pub promises: &'v [Promise],
+    /// Workers that take nobody in, because a request that came earlier waits for their memory.
+    pub claimed: &'v [String],
+    /// Hives and devices that would not take this very request.
+    pub refused: &'v [(String, Option<String>)],
+}
+
+impl View<'_> {
+    fn busy(&self, worker: &WorkerInfo) -> u32 {
+        worker.slots_busy.max(self.in_flight.get(&worker.worker_id).copied().unwrap_or(0))
+    }
+
+    fn is_claimed(&self, worker: &WorkerInfo) -> bool {
+        self.claimed.contains(&worker.worker_id)
+    }
+
+    fn has_refused(&self, hive: &HiveInfo, device: &Device) -> bool {
+        let is_here = |(name, on): &(String, Option<String>)| {
+            *name == hive.name && on.as_ref().is_none_or(|on| *on == device.id)
+        };
+        self.refused.iter().any(is_here)
+    }
+
+    fn promised(&self, hive: &HiveInfo, device: &Device) -> u64 {
+        let here = self.promises.iter().filter(|p| p.hive == hive.name && p.device == device.id);
+        here.map(|promise| promise.bytes).sum()
+    }
+}
+
+pub fn decide(want: &Want, view: &View<'_>) -> Decision {
+    choose(want, view, &verdict::all(want, view))
+}
+
+/// The best of what was judged.
+pub fn choose(want: &Want, view: &View<'_>, verdicts: &[Verdict<'_>]) -> Decision {
+    let workers = || {
+        verdicts.iter().filter_map(|verdict| match verdict {
+            Verdict::Worker { hive, worker, standing } => Some((*hive, *worker, *standing)),
+            _ => None,
+        })
+    };
+    let free = workers().filter(|(_, _, standing)| *standing == Standing::Free);
+    let expected = |(hive, worker, _): &(&HiveInfo, &WorkerInfo, Standing)| {
+        let shared = speed(hive, &worker.device) * 100 / (100 + u64::from(view.busy(worker)) * SHARE_PERCENT);
+        (shared, Reverse(view.busy(worker)), worker.slots_total)
+    };
+    if let Some((hive, worker, _)) = free.max_by_key(expected) {
+        return Decision::Use { hive: hive.name.clone(), worker_id: worker.worker_id.clone() };
+    }
+    if workers().any(|(_, _, standing)| standing == Standing::Coming) {
+        return Decision::Loading;
+    }
+    let spawn = best_spawn(verdicts);
+    let full = || workers().filter(|(_, _, standing)| *standing == Standing::Full);
+    if full().next().is_some() {
+        return Decision::Full {
+            slots_total: full().map(|(_, worker, _)| worker.slots_total).sum(),
+            slots_busy: full().map(|(_, worker, _)| view.busy(worker).min(worker.slots_total)).sum(),
+            // Only into room that is free: nobody has to go for a second worker of a model.
+            grow: spawn.filter(|spawn| spawn.evict.is_empty() && spawn.device.is_some()),
+        };
+    }
+    if let Some(id) = &want.worker_id {
+        return Decision::Refuse(Failure::new(
+            Code::WorkerNotFound,
+            format!("no worker {id} serves `{}`; see `rbee workers list`", want.model),
+        ));
+    }
+    if let Some(spawn) = spawn {
+        return Decision::Spawn(spawn);
+    }
+    let blocked = verdicts.iter().filter_map(|verdict| match verdict {
+        Verdict::Device { hive, device, room: Room::AfterBusy { bytes, by } } => {
+            Some((*hive, *device, *bytes, by))
+        }
+        _ => None,
+    });
+    if let Some((hive, device, bytes, by)) = blocked.max_by_key(|(hive, device, ..)| speed(hive, &device.id))
+    {
+        return Decision::Blocked {
+            hive: hive.name.clone(),
+            device: device.id.clone(),
+            bytes,
+            by: by.iter().map(|worker| worker.worker_id.clone()).collect(),
+        };
+    }
+    Decision::Refuse(verdict::refusal(want, verdicts))
+}
+
+/// Where a new worker would go best: nobody evicted and nothing lowered first, then speed, then room.
+fn best_spawn(verdicts: &[Verdict<'_>]) -> Option<Spawn> {
+    let options = verdicts.iter().filter_map(|verdict| match verdict {
+        Verdict::Device { hive, device, room: Room::Fits { bytes, evict, is_lowered } } => {
+            let rank = match (is_lowered, evict.is_empty()) {
+                (false, true) => 3,
+                (false, false) => 2,
+                (true, true) => 1,
+                (true, false) => 0,
+            };
+            let spawn = (*hive, Some(*device), *bytes, evict.as_slice());
+            Some(((rank, speed(hive, &device.id), device.memory_free_bytes, Reverse(&hive.name)), spawn))
+        }
+        Verdict::Device { hive, device, room: Room::Unknown } => {
+            Some(((1, 0, device.memory_free_bytes, Reverse(&hive.name)), (*hive, None, 0, [].as_slice())))
+        }
+        _ => None,
+    });
+    let (_, (hive, device, bytes, evict)) = options.max_by(|(a, _), (b, _)| a.cmp(b))?;
+    Some(Spawn {
+        hive: hive.name.clone(),
+        device: device.map(|device| device.id.clone()),
+        bytes,
+        evict: evict.iter().map(|worker| worker.worker_id.clone()).collect(),
+    })
+}
+
+/// Measured, or what such devices are taken for.
+fn speed(hive: &HiveInfo, device: &str) -> u64 {
+    let measured = hive.speeds.iter().find(|speed| speed.device == device);
+    measured.map(|speed| speed.bytes_per_second).unwrap_or_else(|| {
+        let kind = hive.device(device).map_or("", |device| device.device_type.as_str());
+        SPEEDS_ASSUMED.iter().find(|(name, _)| *name == kind).map_or(SPEED_ASSUMED, |(_, speed)| *speed)
+    })
+}
+
+/// Why nobody can have the model, where no hive has it at all or the one that was named is not there.
+pub fn nowhere(want: &Want, fleet: &[&HiveInfo]) -> Failure {
+    let names = || fleet.iter().map(|hive| hive.name.as_str()).collect::<Vec<_>>().join(", ");
+    if fleet.is_empty() {
+        return Failure::new(
+            Code::BackendUnavailable,
+            "no hive is connected to this queen; start one with `rbee hive serve --queen URL`",
+        )
+        .with(json!({"retry_after": 5}));
+    }
+    if let Some(name) = &want.hive
+        && !fleet.iter().any(|hive| hive.name == *name)
+    {
+        return Failure::new(
+            Code::HiveNotFound,
+            format!(
+                "no hive is called `{name}`; there are: {}. Another joins with `rbee hive serve --queen URL` on its machine",
+                names()
+            ),
+        );
+    }
+    let on_asked = fleet.iter().filter(|hive| want.hive.as_ref().is_none_or(|name| *name == hive.name));
+    let mut known: Vec<&str> = on_asked.clone().flat_map(|hive| &hive.models).map(String::as_str).collect();
+    known.sort_unstable();
+    known.dedup();
+    let known = if known.is_empty() {
+        "there is none yet".into()
+    } else {
+        format!("there are: {}", known.join(", "))
+    };
+    let place =
+        want.hive.as_ref().map_or_else(|| "no node has".to_owned(), |name| format!("{name} does not have"));
+    Failure::new(
+        Code::ModelNotFound,
+        format!("{place} the model `{}`; {known}. Add one with `rbee model download REF`", want.model),
+    )
+}
+
+/// Whether a request may run there at all, by what it named.
+fn is_asked(want: &Want, hive: &HiveInfo) -> bool {
+    want.hive.as_ref().is_none_or(|name| *name == hive.name)
+}
+
+fn is_open(hive: &HiveInfo) -> bool {
+    hive.state == HiveState::Online
+}

@@ -1,0 +1,226 @@
+//! Where requests run: by memory, by what is loaded, by who came first; each refusal and each wait with its reason.
+
+use crate::support::gguf::{Tiny, tiny};
+use crate::support::node::{Daemon, ENDLESS, Place, alone, chat, roomy, until};
+use rbee::wire::Code;
+use rbee::wire::fleet::now_ms;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Too little for another worker beside one that fits.
+const SPARE_MEBIBYTES: u64 = 16;
+
+/// A worker with the defaults, or one slot of all its room.
+fn spawn(daemon: &Daemon, model: &str, is_roomy: bool) -> Value {
+    if is_roomy {
+        return daemon.spawn_roomy(model);
+    }
+    daemon.job(&json!({"operation": "worker_spawn", "model": model})).done().clone()
+}
+
+/// What one worker takes, in MiB, as its hive says.
+fn worker_mebibytes(place: &Place, is_roomy: bool) -> u64 {
+    let daemon = Daemon::start(place, "serve", &["--name", "measured"]);
+    let model = daemon.register(place, None);
+    let worker = spawn(&daemon, &model, is_roomy);
+    let bytes = worker["memory_bytes"].as_u64().unwrap_or_else(|| panic!("{worker}"));
+    assert!(daemon.terminate().success());
+    bytes.div_ceil(1 << 20)
+}
+
+/// A daemon with room for one worker, and two models.
+struct Narrow {
+    daemon: Daemon,
+    one: String,
+    two: String,
+    place: Place,
+}
+
+impl Narrow {
+    fn start(options: &Tiny, is_roomy: bool) -> Narrow {
+        let place = Place::with_model(options);
+        let room = (worker_mebibytes(&place, is_roomy) + SPARE_MEBIBYTES).to_string();
+        let daemon = Daemon::start(&place, "serve", &["--name", "narrow", "--memory", &room]);
+        let one = daemon.register(&place, None);
+        let second = place.path("second.gguf");
+        std::fs::write(&second, tiny(options)).unwrap();
+        let operation = json!({"operation": "model_download", "model": second.to_str().unwrap()});
+        let two = daemon.job(&operation).done()["id"].as_str().unwrap().to_owned();
+        // Telemetry tells what the second needs once its header was read.
+        until("the queen knows what both need", || {
+            let hive = daemon.get("/v1/hives/narrow").json();
+            let needs = hive["model_needs"].as_array().unwrap().clone();
+            let is_known = |needs: &Value| !needs["shapes"].as_array().unwrap().is_empty();
+            if needs.iter().filter(|needs| is_known(needs)).count() == 2 {
+                Ok(())
+            } else {
+                Err(hive.to_string())
+            }
+        });
+        Narrow { daemon, one, two, place }
+    }
+
+    fn loaded(&self) -> Vec<String> {
+        let workers = self.daemon.workers();
+        workers.iter().map(|worker| worker["model"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn queued(&self, count: u64) {
+        until("so many wait", || {
+            let status = self.daemon.job(&json!({"operation": "status"}));
+            let queued = status.done()["queued"].clone();
+            if queued == count { Ok(()) } else { Err(queued.to_string()) }
+        });
+    }
+}
+
+#[test]
+fn an_idle_worker_makes_room_for_another_model() {
+    alone(|| {
+        let narrow = Narrow::start(&Tiny::default(), false);
+        for model in [&narrow.one, &narrow.two, &narrow.one] {
+            let answer = narrow.daemon.post(CHAT, &chat(model, 3, false));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(narrow.loaded(), [model.as_str()]);
+        }
+        let why = narrow.place.rbee(&["why", &narrow.two, "--queen", &narrow.daemon.url()]);
+        let said = String::from_utf8_lossy(&why.stdout).into_owned();
+        assert!(why.status.success() && said.contains("evict") && said.contains("stop the idle"), "{said}");
+    });
+}
+
+#[test]
+fn a_worker_at_work_is_never_evicted_and_the_other_model_waits_for_it() {
+    alone(|| {
+        let narrow = Narrow::start(&roomy(), true);
+        narrow.daemon.spawn_roomy(&narrow.one);
+        let mut first = narrow.daemon.stream(CHAT, &chat(&narrow.one, ENDLESS, true));
+        first.take(3);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| narrow.daemon.post(CHAT, &chat(&narrow.two, 3, false)));
+            narrow.queued(1);
+            let placement = narrow.daemon.get(&format!("/v1/placement?model={}", narrow.two)).json();
+            assert_eq!(placement["decision"]["action"], "wait", "{placement}");
+            assert_eq!(narrow.loaded(), [narrow.one.as_str()]);
+            first.take(3);
+            drop(first);
+            let second = second.join().unwrap();
+            assert_eq!(second.status, 200, "{second:?}");
+        });
+        assert_eq!(narrow.loaded(), [narrow.two.as_str()]);
+    });
+}
+
+#[test]
+fn a_model_that_everybody_wants_cannot_keep_another_out() {
+    alone(|| {
+        let narrow = Narrow::start(&roomy(), true);
+        narrow.daemon.spawn_roomy(&narrow.one);
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        let over = || is_over.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            // Two of them: before one has its answer, the other waits already.
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over() {
+                        let answer = narrow.daemon.post(CHAT, &chat(&narrow.one, 200, false));
+                        assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+                    }
+                });
+            }
+            until("the popular one is at work", || match narrow.daemon.workers() {
+                workers if workers.iter().any(|worker| worker["slots_busy"] == 1) => Ok(()),
+                workers => Err(format!("{workers:?}")),
+            });
+            let second = narrow.daemon.post(CHAT, &chat(&narrow.two, 3, false));
+            is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(second.status, 200, "{second:?}");
+        });
+    });
+}
+
+#[test]
+fn what_is_pinned_stays_and_the_refusal_says_what_is_needed_and_what_there_is() {
+    alone(|| {
+        let narrow = Narrow::start(&Tiny::default(), false);
+        let pinned = json!({"operation": "worker_spawn", "model": narrow.one, "pin": true});
+        narrow.daemon.job(&pinned).done();
+        let refused = narrow.daemon.post(CHAT, &chat(&narrow.two, 3, false));
+        assert_eq!(refused.status, 503, "{refused:?}");
+        let failure = refused.failure();
+        assert_eq!(failure.code, Code::InsufficientMemory);
+        let bytes = |key: &str| failure.details[key].as_u64().unwrap();
+        assert!(bytes("needed_bytes") > bytes("available_bytes"), "{failure:?}");
+        assert_eq!(narrow.loaded(), [narrow.one.as_str()]);
+        let why = narrow.place.rbee(&["why", &narrow.two, "--queen", &narrow.daemon.url()]);
+        let said = String::from_utf8_lossy(&why.stdout).into_owned();
+        assert_eq!(why.status.code(), Some(1), "{said}");
+        assert!(said.contains("MiB are needed"), "{said}");
+    });
+}
+
+#[test]
+fn a_model_whose_slots_stay_full_gets_another_worker_where_there_is_room() {
+    alone(|| {
+        let places = [Place::with_model(&roomy()), Place::new()];
+        let queen = Daemon::start(&places[0], "queen serve", &[]);
+        let url = queen.url();
+        let hive = |place: &Place, name: &str| {
+            Daemon::start(place, "hive serve", &["--name", name, "--queen", &url])
+        };
+        let (_one, _two) = (hive(&places[0], "one"), hive(&places[1], "two"));
+        queen.has_hives(2);
+        let model = queen.register(&places[0], Some("one"));
+        assert_eq!(queen.register(&places[0], Some("two")), model);
+        let narrow = json!({
+            "operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000, "hive_id": "one",
+        });
+        queen.job(&narrow).done();
+        let mut first = queen.stream(CHAT, &chat(&model, ENDLESS, true));
+        first.take(3);
+        // No slot becomes free: what answers this is the other hive's new worker.
+        let second = queen.post(CHAT, &chat(&model, 3, false));
+        assert_eq!(second.status, 200, "{second:?}");
+        let mut hives: Vec<String> =
+            queen.workers().iter().map(|worker| worker["hive"].as_str().unwrap().to_owned()).collect();
+        hives.sort();
+        assert_eq!(hives, ["one", "two"]);
+        first.take(3);
+    });
+}
+
+#[test]
+fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        daemon.spawn_roomy(&model);
+        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+        first.take(3);
+        let asked = |at: String| {
+            let mut request = rbee::http::client::post(CHAT, &chat(&model, 3, false)).unwrap();
+            request.headers_mut().insert("x-request-deadline", at.parse().unwrap());
+            daemon.request(request)
+        };
+        let late = asked((now_ms() + 300).to_string());
+        assert_eq!((late.status, late.failure().code), (408, Code::RequestTimeout), "{late:?}");
+        let passed = asked("1".into());
+        assert_eq!(passed.status, 408, "{passed:?}");
+        assert_eq!(asked("soon".into()).status, 400);
+        let status = || daemon.job(&json!({"operation": "status"})).done()["queued"].clone();
+        assert_eq!(status(), 0, "the late one has left the queue");
+        let queued = |count: u64| {
+            until("so many wait", || match status() {
+                queued if queued == count => Ok(()),
+                queued => Err(queued.to_string()),
+            });
+        };
+        daemon.leave_after(CHAT, &chat(&model, 3, false), || queued(1));
+        queued(0);
+        first.take(3);
+        drop(first);
+        assert_eq!(daemon.post(CHAT, &chat(&model, 3, false)).status, 200);
+    });
+}
