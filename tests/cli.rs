@@ -104,6 +104,7 @@ Usage: rbee COMMAND [flags]
 Ask:
   run (infer) [PROMPT…]       one answer, streamed to stdout
   status                      queen, hives, workers, models and running jobs on one screen
+  why REF                     where a request for a model would run, and each node's verdict
 
 Fleet:
   hive list (ls)              the machines of the fleet

@@ -153,7 +153,7 @@ fn asks_for_its_key<E>(daemon: &Daemon, table: &[Route<E>]) {
                 format!("{ours}\r\n{right}\r\nsec-fetch-site: cross-site"),
             ] {
                 let answer = ask(&foreign);
-                let is_refused = answer == 403 || is_joining && answer >= 400;
+                let is_refused = answer == 403 || (is_joining || path == "/v1/link") && answer >= 400;
                 assert!(is_refused, "{method} {path}, {foreign}: {answer}");
             }
             asked += 6;

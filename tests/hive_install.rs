@@ -1,7 +1,8 @@
 //! `rbee hive install|update|uninstall`: against a real sshd with an account made for the test, and against a stand-in for ssh
 //! where only what is said matters.
 
-use crate::support::node::{Daemon, Place, alone, chat, said, until};
+use crate::support::node::{Daemon, Place, alone, chat, said, signal_pid, until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -359,5 +360,31 @@ fn each_way_in_which_ssh_can_fail_has_its_own_message_and_saves_nothing() {
         let mut command = place.command(&install);
         let output = command.env("PATH", place.path("tools")).output().unwrap();
         assert!(said(&output).1.contains("`ssh` was not found"), "{output:?}");
+    });
+}
+
+#[test]
+fn ctrl_c_takes_back_what_was_begun_over_there() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let facts = "echo 'rbee:home=/home/u'; echo 'rbee:user=1000'; echo 'rbee:node=box'; \
+                     echo \"rbee:target=$(uname -sm)\"; echo 'rbee:from=127.0.0.1 1 2 22'";
+        // The copy never ends.
+        let script = format!("case \"$*\" in *'sh -s') {facts};; *'cat >'*) exec sleep 1000;; esac");
+        stand_in(&place, &script);
+        let mut command = place.command(&["hive", "install", "u@box", "--queen", &queen.url()]);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", place.path("tools").display()));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let asked = || std::fs::read_to_string(place.path("asked")).unwrap_or_default();
+        until("the copy has begun", || if asked().contains("cat >") { Ok(()) } else { Err(asked()) });
+        signal_pid(child.id() as i32, Signal::INT);
+        let status = until("it ends", || child.try_wait().unwrap().ok_or_else(asked));
+        assert_eq!(status.code(), Some(130));
+        let folder =
+            asked().split("'/home/u/.rbee-install-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
+        assert!(asked().contains(&format!("rm -rf '/home/u/.rbee-install-{folder}'")), "{}", asked());
+        assert!(asked().contains("'uninstall'"), "{}", asked());
     });
 }

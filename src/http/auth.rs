@@ -99,9 +99,12 @@ impl Guard {
         let key = self.key_of(request);
         let host = request.header("host").or_else(|| request.inner.uri().authority().map(|a| a.as_str()));
         let is_joining = request.path() == JOIN_PATH && key != Shown::None;
+        let asks = self.is_exposed.load(Ordering::Relaxed) || self.has_keys();
+        // A node by its old key: it has to hear that the key is what is wrong.
+        let is_linking = request.path() == LINK_PATH && key == Shown::Other && asks;
         // Who shows the key is no page that a name was bent for, and may know this machine by names that we don't. So may a
         // node with a join token; without a good one it learns nothing.
-        let is_known = matches!(key, Shown::Ours(_)) || is_joining;
+        let is_known = matches!(key, Shown::Ours(_)) || is_joining || is_linking;
         if !is_known && !host.is_some_and(|host| self.is_ours(host, local.ip())) {
             return Err(Failure::new(
                 Code::Forbidden,
@@ -135,7 +138,7 @@ impl Guard {
                 ))
             }
             Shown::Ours(holder) => Ok(holder),
-            _ if !self.is_exposed.load(Ordering::Relaxed) && !self.has_keys() => Ok(Holder::Nobody),
+            _ if !asks => Ok(Holder::Nobody),
             Shown::None => Err(Failure::new(
                 Code::MissingApiKey,
                 "this daemon needs a key: send `Authorization: Bearer KEY` (rbee: --api-key or RBEE_API_KEY; `rbee key create` on its machine makes one)",

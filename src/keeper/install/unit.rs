@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// Requests in flight have 25 s to finish, workers 5 s to end; and a little.
 const STOP_MAX: Duration = Duration::from_secs(40);
-/// After a crash. Refusals to start, as for a port in use, repeat in this rhythm.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// After a crash, and between refusals to start: an address may not be there yet when the machine has just come up.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
 /// Which daemons a machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -68,7 +68,10 @@ pub fn systemd(role: Role, is_system: bool, line: &[String]) -> String {
         "# Written by `rbee install`; `rbee uninstall` takes it away.\n\
          [Unit]\n\
          Description=rbee {name}\n\
-         {network}\n\
+         {network}\
+         # However often it fails, it is tried again.\n\
+         StartLimitIntervalSec=0\n\
+         \n\
          [Service]\n\
          ExecStart={command}\n\
          Restart=always\n\

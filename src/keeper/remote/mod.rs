@@ -23,9 +23,12 @@ use crate::wire::{Code, Failure, VERSION};
 use address::Wanted;
 use failure::{RemoteError, last_line};
 pub use node::{Node, Nodes};
+use probe::Facts;
+use program::Arrived;
 use serde_json::json;
 use ssh::{Input, Ssh};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A node may have to be built before it joins.
@@ -73,7 +76,6 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
     let token: TokenAnswer = client::ask(&queen, client::post("/v1/tokens", &asked)?).await?;
     let dialled = dialled(settings, &queen, &token.listen, facts.from)?;
     let is_system = settings.on("system") || facts.is_root;
-    let arrived = program::bring(&ssh, &facts, settings.path("binary"), render).await?;
     let bin_dir = wanted.bin_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
     let mut words =
         vec!["--json", "install", "--role", "hive", "--name", &name, "--queen", &dialled, "--join", "-"];
@@ -83,9 +85,15 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
     words.extend(settings.texts("listen").into_iter().flat_map(|address| ["--listen", address]));
     let over = Over { ssh: &ssh, is_system, needs_sudo: is_system && !facts.is_root };
     let begun = now_ms();
-    let done = over.rbee(&arrived.program, &words, Input::Text(format!("{}\n", token.token))).await;
-    arrived.remove(&ssh).await;
-    let installed: Installed = read(&done?)?;
+    let input = Input::Text(format!("{}\n", token.token));
+    let installed = match over.install(&facts, settings.path("binary"), &words, input, render).await {
+        Err(KeeperError::Interrupted) => {
+            // Where it had joined already, its key is to open nothing.
+            let _ = forget(&queen, &name).await;
+            return Err(KeeperError::Interrupted);
+        }
+        installed => installed?,
+    };
     let program = installed.program.to_string_lossy().into_owned();
     if let Err(error) = seen(&queen, &name, begun).await {
         over.show_log(render).await;
@@ -120,15 +128,13 @@ pub async fn update(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     let ssh = Ssh::new(&node.address, render);
     render.say(&format!("checking {} over ssh", ssh.host()));
     let facts = probe::probe(&ssh).await?;
-    let arrived = program::bring(&ssh, &facts, settings.path("binary"), render).await?;
     let over = Over { ssh: &ssh, is_system: node.is_system, needs_sudo: node.is_system && !facts.is_root };
     let begun = now_ms();
     // Its own folder first: a second install takes the first one's places from its record.
-    let folder = std::path::Path::new(&node.program).parent().unwrap_or_else(|| std::path::Path::new("/"));
+    let folder = Path::new(&node.program).parent().unwrap_or(Path::new("/"));
     let words = ["--json", "install", "--role", "hive", "--bin-dir", &folder.to_string_lossy()];
-    let done = over.rbee(&arrived.program, &words, Input::Nothing).await;
-    arrived.remove(&ssh).await;
-    let installed: Installed = read(&done?)?;
+    let binary = settings.path("binary");
+    let installed = over.install(&facts, binary, &words, Input::Nothing, render).await?;
     if let Err(error) = seen(&queen, &node.name, begun).await {
         over.show_log(render).await;
         return Err(error);
@@ -273,6 +279,43 @@ struct Over<'a> {
 }
 
 impl Over<'_> {
+    /// Brings a program over and lets it install itself. Its folder goes in any case; Ctrl-C also takes back what was begun, and
+    /// a second one leaves at once.
+    async fn install(
+        &self,
+        facts: &Facts,
+        binary: Option<&Path>,
+        words: &[&str],
+        input: Input,
+        render: &Render,
+    ) -> Result<Installed, KeeperError> {
+        let arrived = Arrived::of(facts);
+        let work = async {
+            program::bring(self.ssh, facts, binary, &arrived, render).await?;
+            self.rbee(&arrived.program, words, input).await
+        };
+        let interrupted = || async { tokio::signal::ctrl_c().await.is_ok() };
+        let done = tokio::select! {
+            done = work => Some(done),
+            true = interrupted() => None,
+        };
+        if done.is_none() {
+            render.say("interrupted: taking back what was begun over there");
+        }
+        let cleaning = async {
+            if done.is_none() && facts.installed.is_none() {
+                // Fails where nothing was begun yet, which is as good.
+                let _ = self.rbee(&arrived.program, &["uninstall"], Input::Nothing).await;
+            }
+            arrived.remove(self.ssh).await;
+        };
+        tokio::select! {
+            () = cleaning => {}
+            true = interrupted() => {}
+        }
+        read(&done.ok_or(KeeperError::Interrupted)??)
+    }
+
     /// Its answer on stdout, if it did what it was asked for.
     async fn rbee(&self, program: &str, words: &[&str], input: Input) -> Result<String, RemoteError> {
         let sudo: &[&str] = if self.needs_sudo { &["sudo", "-n"] } else { &[] };

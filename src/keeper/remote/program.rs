@@ -28,7 +28,8 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    fn of(facts: &Facts) -> Self {
+    /// Where nothing is yet.
+    pub fn of(facts: &Facts) -> Self {
         let id = crate::wire::id::fresh().simple().to_string();
         let folder = format!("{}/.rbee-install-{}", facts.home, &id[id.len() - 12..]);
         Arrived { program: format!("{folder}/rbee"), folder }
@@ -45,28 +46,18 @@ pub async fn bring(
     ssh: &Ssh<'_>,
     facts: &Facts,
     binary: Option<&Path>,
+    to: &Arrived,
     render: &Render,
-) -> Result<Arrived, RemoteError> {
-    let arrived = Arrived::of(facts);
-    let brought = match binary {
-        Some(binary) => copy(ssh, binary, &arrived, render).await,
+) -> Result<(), RemoteError> {
+    match binary {
+        Some(binary) => copy(ssh, binary, to, render).await?,
         None if facts.target == own_target() => {
             let own = crate::process::own_program().map_err(RemoteError::Ssh)?;
-            copy(ssh, &own, &arrived, render).await
+            copy(ssh, &own, to, render).await?;
         }
-        None => build(ssh, facts, &arrived, render).await,
-    };
-    let checked = match brought {
-        Ok(()) => runs(ssh, &arrived).await,
-        failed => failed,
-    };
-    match checked {
-        Ok(()) => Ok(arrived),
-        Err(error) => {
-            arrived.remove(ssh).await;
-            Err(error)
-        }
+        None => build(ssh, facts, to, render).await?,
     }
+    runs(ssh, to).await
 }
 
 async fn copy(ssh: &Ssh<'_>, from: &Path, to: &Arrived, render: &Render) -> Result<(), RemoteError> {
