@@ -1,6 +1,6 @@
 //! `rbee install` and `rbee uninstall` on an account of nobody's: what they put where, whom they tell, and that nothing is left.
 
-use crate::support::node::{Daemon, Place, chat, said, until};
+use crate::support::node::{Daemon, Place, alone, chat, said, until};
 use crate::support::pidns::{NOBODY, inside_as};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
@@ -173,4 +173,41 @@ fn with_systemd_a_unit_is_written_enabled_and_taken_away() {
     assert!(called().rfind(&format!("{user} daemon-reload")).unwrap() > disabled, "{}", called());
     assert!(called().contains("disable-linger"), "{}", called());
     assert!(!unit.exists() && !home.join(".local").exists() && home.join(".cache/rbee").exists());
+}
+
+/// What root's install writes to; in the test's own mounts these are empty.
+const SYSTEM_FOLDERS: [&str; 5] = ["/usr/local", "/etc", "/var/lib", "/var/log", "/run"];
+
+#[test]
+fn root_installs_for_the_system_and_nothing_of_it_stays() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: root_installs_for_the_system_and_nothing_of_it_stays: needs root");
+    }
+    alone(|| {
+        for folder in SYSTEM_FOLDERS {
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", folder]).output().unwrap();
+            if !mounted.status.success() {
+                return eprintln!("skipped: root's install: {folder} cannot be mounted over: {mounted:?}");
+            }
+        }
+        let (place, account) = (Place::new(), Place::new());
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let url = queen.url();
+        let install = ["install", "--system", "--role", "hive", "--queen", &url, "--name", "one"];
+        let listen = ["--listen", "127.0.0.1:0"];
+        done(&rbee(&account, None, &[&install[..], &listen].concat()));
+        queen.has_hives(1);
+        for path in
+            ["/usr/local/bin/rbee", "/usr/local/bin/rbee-hive", "/etc/rbee/config.toml", "/var/lib/rbee/node"]
+        {
+            assert!(Path::new(path).exists(), "{path}");
+        }
+        let state = Path::new("/var/lib/rbee").metadata().unwrap();
+        assert_eq!(state.permissions().mode() & 0o777, 0o700);
+        done(&rbee(&account, Some(Path::new("/usr/local/bin/rbee")), &["uninstall", "--system"]));
+        queen.has_hives(0);
+        for folder in SYSTEM_FOLDERS {
+            assert_eq!(tree(Path::new(folder)), Vec::<PathBuf>::new(), "{folder}");
+        }
+    });
 }

@@ -1,6 +1,6 @@
 //! Keys and join tokens: made once, kept as digests, taken back at any time; and a node that joins by one.
 
-use crate::support::node::{Daemon, Place, Refused, alone, chat, said, until};
+use crate::support::node::{Daemon, Place, Refused, alone, chat, said as said_by, until};
 use rbee::http::client;
 use rbee::wire::Code;
 use serde_json::{Value, json};
@@ -11,13 +11,13 @@ use std::os::unix::fs::PermissionsExt;
 fn done(place: &Place, args: &[&str]) -> String {
     let output = place.rbee(args);
     assert!(output.status.success(), "{output:?}");
-    said(&output).0.trim_end().to_owned()
+    said_by(&output).0.trim_end().to_owned()
 }
 
 #[track_caller]
 fn refused(place: &Place, args: &[&str], words: &str) {
     let output = place.rbee(args);
-    let (stdout, stderr) = said(&output);
+    let (stdout, stderr) = said_by(&output);
     assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{output:?}");
     assert!(stderr.contains(words), "`{words}` is not in {stderr}");
 }
@@ -149,6 +149,15 @@ fn a_node_joins_by_a_token_once_serves_and_is_known_again_without_one() {
         );
         let said = start(&other, &joins("two", "rbee_join_made-up")).err().unwrap();
         assert!(said.said.contains("not one of this queen's"), "{said}");
+        // From an account with no daemon of its own, by her address: she is asked.
+        let ask = |args: &[&str]| {
+            let mut command = other.command(&[&["token", "--queen", url.as_str()], args].concat());
+            command.env_remove("RBEE_STATE_DIR").output().unwrap()
+        };
+        let (_, told) = said_by(&ask(&[]));
+        assert!(told.contains("MISSING_API_KEY"), "{told}");
+        let (made, told) = said_by(&ask(&["--api-key", &client_key]));
+        assert!(made.starts_with("rbee_join_") && told.contains("within 60 min"), "{made}{told}");
         let short = done(&place, &["token", "--ttl", "1ms"]);
         let said = start(&other, &joins("two", &short)).err().unwrap();
         assert!(said.said.contains("expired"), "{said}");

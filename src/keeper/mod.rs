@@ -125,7 +125,7 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
-        Action::KeyCreate => keys::create(settings, render),
+        Action::KeyCreate => keys::create(settings, render).await,
         Action::KeyList => keys::list(settings, render),
         Action::KeyRevoke => keys::revoke(settings, render),
         Action::Token => keys::token(settings, render).await,

@@ -2,13 +2,13 @@
 //! the file itself, so no daemon needs to run; one that does sees the change.
 
 use crate::config::Settings;
-use crate::http::client::{self, Target};
+use crate::http::client::{self, AskError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, ago};
 use crate::keeper::{server, start};
-use crate::keys::{Book, Kind, Secret, TOKEN_TTL_MAX};
+use crate::keys::{Book, Kind, LocalKey, Secret, TOKEN_TTL_MAX};
 use crate::paths::Dirs;
-use crate::wire::fleet::{TokenAnswer, TokenRequest, now_ms};
+use crate::wire::fleet::{Health, TokenAnswer, TokenRequest, now_ms};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -33,8 +33,19 @@ fn state(settings: &Settings) -> Result<PathBuf, KeeperError> {
     dirs.map(|dirs| dirs.state).map_err(|error| KeeperError::local("finding the keys", error))
 }
 
-pub fn create(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
+pub async fn create(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let state = state(settings)?;
+    let queen = server::queen(settings)?;
+    if !settings.is_given("state-dir")
+        && LocalKey::find(&state, &queen).is_none()
+        && client::ask::<Health>(&queen, client::get("/health")?).await.is_ok()
+    {
+        render.say(&format!(
+            "warning: the queen that runs at {queen} has another state directory than {}: this key is not for her. If she is \
+             root's, `sudo rbee key create`",
+            state.display()
+        ));
+    }
     let secret = Secret::key().map_err(failed)?;
     let key = Book::edit(&state, |book| book.add(settings.text("name"), &secret)).map_err(failed)?;
     if render.is_json() {
@@ -98,14 +109,25 @@ pub async fn token(settings: &Settings, render: &Render) -> Result<(), KeeperErr
         return Err(KeeperError::Usage(format!("--ttl is more than nothing and at most {days}d")));
     }
     let queen = server::queen(settings)?;
-    let (token, expires_at) = if start::is_here(&queen) {
-        let secret = Secret::token().map_err(failed)?;
-        let entry = Book::edit(&state(settings)?, |book| book.add_token(&secret, ttl)).map_err(failed)?;
-        (secret.reveal().to_owned(), entry.expires_at)
-    } else {
-        let asked = TokenRequest { ttl_ms: ttl.as_millis() as u64 };
-        let made = client::ask::<TokenAnswer>(&queen, client::post("/v1/tokens", &asked)?).await?;
-        (made.token, made.expires_at)
+    // Asked, she enters it in her own state directory, which need not be this account's; unless one was named.
+    let asked = match start::is_here(&queen) && settings.is_given("state-dir") {
+        true => None,
+        false => {
+            let asked = TokenRequest { ttl_ms: ttl.as_millis() as u64 };
+            match client::ask::<TokenAnswer>(&queen, client::post("/v1/tokens", &asked)?).await {
+                Ok(made) => Some((made.token, made.expires_at)),
+                Err(AskError::Client(_)) if start::is_here(&queen) => None,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    let (token, expires_at) = match asked {
+        Some(made) => made,
+        None => {
+            let secret = Secret::token().map_err(failed)?;
+            let entry = Book::edit(&state(settings)?, |book| book.add_token(&secret, ttl)).map_err(failed)?;
+            (secret.reveal().to_owned(), entry.expires_at)
+        }
     };
     if render.is_json() {
         return render.value(&json!({"token": token, "expires_at": expires_at})).map_err(writing);
