@@ -189,8 +189,12 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         account.give(&model);
         let sshd = Sshd::start(&place, &account);
         let before = tree(&account.home);
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let (url, port, key) = (queen.url(), sshd.port.to_string(), sshd.key("ours"));
+        // As a fleet's queen: open to the network, with a key, which this account's commands need not be told.
+        let client_key = done(&place, &["key", "create"]).0;
+        let mut queen = Daemon::start(&place, "queen serve", &["--listen", "0.0.0.0:0"]);
+        queen.use_key(client_key.trim());
+        let url = queen.url().replace("0.0.0.0", "127.0.0.1");
+        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
         let host = format!("{}@127.0.0.1", account.name);
         let install = |more: &[&str]| {
             let mut words = vec!["hive", "install", "--queen", &url, "--name", "one", &host];
@@ -269,16 +273,26 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         let model = queen.job(&download).done()["id"].as_str().unwrap().to_owned();
         let ask = || queen.stream("/v1/chat/completions", &chat(&model, 3, true)).rest();
         assert!(ask().is_clean());
+        let worker = queen.workers()[0].clone();
         let first = queen.get("/v1/hives/one").json()["connected_at"].as_u64();
         let (_, told) = done(&place, &["hive", "update", "one", "--queen", &url]);
         let after = queen.get("/v1/hives/one").json()["connected_at"].as_u64();
         assert!(after > first, "{told}");
+        // The worker went on, its model loaded, where hives hand over.
+        if rbee::hive::TABLE.iter().any(|route| route.path == "/v1/handover") {
+            assert!(told.contains("the next hive has taken over"), "{told}");
+            until("the worker is adopted", || match queen.workers().first() {
+                Some(now) if now["pid"] == worker["pid"] => Ok(()),
+                now => Err(format!("{now:?}")),
+            });
+        }
         assert!(ask().is_clean());
 
         let (_, told) = done(&place, &["hive", "uninstall", "one", "--queen", &url]);
         queen.has_hives(0);
         assert_eq!(tree(&account.home), before, "{told}");
-        assert_eq!(done(&place, &["key", "list", "--json"]).0.trim(), "[]");
+        let keys: Value = serde_json::from_str(&done(&place, &["key", "list", "--json"]).0).unwrap();
+        assert_eq!(keys.as_array().unwrap().len(), 1, "the client's: {keys}");
         until("nothing of the account's runs", || match account.processes() {
             left if left.is_empty() => Ok(()),
             left => Err(left),
