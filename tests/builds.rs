@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 const CANCELLED_MAX: Duration = Duration::from_secs(3);
 
 /// A folder of recipes, and the catalog that serves it.
-struct Shop {
+pub struct Shop {
     folder: PathBuf,
-    daemon: Daemon,
+    pub daemon: Daemon,
 }
 
 impl Shop {
-    fn open(place: &Place) -> Shop {
+    pub fn open(place: &Place) -> Shop {
         let folder = place.path("shop");
         std::fs::create_dir(&folder).unwrap();
         let daemon = Daemon::start(place, "catalog serve", &["--dir", folder.to_str().unwrap()]);
@@ -27,7 +27,7 @@ impl Shop {
     }
 
     /// A recipe whose engine is made by `phases`, functions of bash.
-    fn recipe(&self, id: &str, phases: &str, more: &str) {
+    pub fn recipe(&self, id: &str, phases: &str, more: &str) {
         self.recipe_of(id, "1.0", phases, more);
     }
 
@@ -42,7 +42,7 @@ impl Shop {
     }
 
     /// A hive that knows this catalog.
-    fn hive(&self, place: &Place, more: &[&str]) -> Daemon {
+    pub fn hive(&self, place: &Place, more: &[&str]) -> Daemon {
         let url = self.daemon.url();
         let args: Vec<&str> =
             ["--name", "here", "--catalog", &url].into_iter().chain(more.iter().copied()).collect();

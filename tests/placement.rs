@@ -1,5 +1,7 @@
 //! Where requests run: by memory, by what is loaded, by who came first; each refusal and each wait with its reason.
 
+use crate::builds::Shop;
+use crate::scripted;
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::node::{Daemon, ENDLESS, Place, alone, chat, roomy, until};
 use rbee::wire::Code;
@@ -222,5 +224,33 @@ fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
         first.take(3);
         drop(first);
         assert_eq!(daemon.post(CHAT, &chat(&model, 3, false)).status, 200);
+    });
+}
+
+#[test]
+fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
+    alone(|| {
+        let place = Place::new();
+        let shop = Shop::open(&place);
+        scripted::recipe(&shop);
+        let daemon = shop.hive(&place, &[]);
+        daemon.job(&json!({"operation": "worker_install", "worker_id": scripted::ID})).done();
+        let model = daemon.register(&place, None);
+        // Two of them, told apart by their slots.
+        for slots in [1, 2] {
+            let spawn = json!({
+                "operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": slots,
+            });
+            daemon.job(&spawn).done();
+        }
+        let harmless = daemon.post(CHAT, &json!({"model": model, "messages": [], "max_tokens": 3}));
+        assert_eq!(harmless.status, 200, "{harmless:?}");
+        let body = json!({"model": model, "messages": [], "max_tokens": 3, "ends_you": true});
+        let refused = daemon.post(CHAT, &body);
+        let failure = refused.failure();
+        assert_eq!((refused.status, failure.code), (502, Code::WorkerLost), "{failure:?}");
+        let lost = failure.details["workers"].as_array().unwrap_or_else(|| panic!("{failure:?}"));
+        assert!(lost.len() == 2 && lost[0] != lost[1], "{failure:?}");
+        assert!(failure.message.contains("not tried again"), "{}", failure.message);
     });
 }

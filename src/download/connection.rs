@@ -324,21 +324,21 @@ impl<'a> Piece<'a> {
     }
 
     async fn push(&mut self, data: Bytes) -> Result<(), DownloadError> {
-        self.range.start += data.len() as u64;
         let mut data = data;
-        while self.waiting_bytes + data.len() > RUN_BYTES_MAX {
-            let first = data.split_to(RUN_BYTES_MAX - self.waiting_bytes);
-            let rest = data.len() as u64;
+        loop {
+            let room = RUN_BYTES_MAX - (self.range.start % RUN_BYTES_MAX as u64) as usize;
+            let first = data.split_to(room.min(data.len()));
+            let ends_run = first.len() == room;
+            self.range.start += first.len() as u64;
             self.waiting_bytes += first.len();
             self.waiting.push(first);
-            self.write(self.range.start - rest).await?;
+            if ends_run || self.written_at.elapsed() >= WRITE_EVERY {
+                self.write(self.range.start).await?;
+            }
+            if data.is_empty() {
+                return Ok(());
+            }
         }
-        self.waiting_bytes += data.len();
-        self.waiting.push(data);
-        if self.waiting_bytes == RUN_BYTES_MAX || self.written_at.elapsed() >= WRITE_EVERY {
-            self.write(self.range.start).await?;
-        }
-        Ok(())
     }
 
     /// Hands over what waits, which ends at `end`, to be written; one write at a time.

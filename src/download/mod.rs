@@ -12,6 +12,7 @@
 //! name when its sum was right, never before.
 
 mod connection;
+mod disk;
 mod error;
 mod part;
 mod plan;

@@ -5,14 +5,14 @@
 //! again: what a run's checksum says is believed, not what the journal says. The file's own sum decides in the end.
 
 use super::DownloadError;
+use super::disk::Disk;
 use super::plan::{Claim, Plan};
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, IoSlice, Seek, SeekFrom, Write};
-
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,8 @@ use tokio::sync::Notify;
 /// What a file on its way is called: the name it will have, and one of these.
 pub const PART: &str = "rbee-part";
 pub const JOURNAL: &str = "rbee-journal";
-/// The longest run of bytes that one line of the journal tells of: what a kill may cost a connection.
+/// The longest run of bytes that one line of the journal tells of: what a kill may cost a connection. Runs end at multiples
+/// of it, so that all but the first and the last of a connection's are whole blocks of a disk.
 pub const RUN_BYTES_MAX: usize = 512 << 10;
 /// Bytes that were just written and are next to be hashed, kept so that they need not be read again.
 const FRESH_BYTES_MAX: usize = 4 << 20;
@@ -62,7 +63,7 @@ enum Line {
 
 pub struct Part {
     path: PathBuf,
-    file: File,
+    disk: Disk,
     state: Mutex<State>,
     grown: Condvar,
     /// Told when bytes that were thought to be here are not.
@@ -143,6 +144,7 @@ impl Part {
         let is_new = is_other || is_unknown || head.size != plan.total;
         head.size = plan.total;
         let received = AtomicU64::new(plan.bytes());
+        let disk = Disk::new(file, &path, plan.total);
         let state = State {
             journal,
             head,
@@ -155,7 +157,7 @@ impl Part {
         };
         let part = Part {
             path,
-            file,
+            disk,
             state: Mutex::new(state),
             grown: Condvar::new(),
             lost: Notify::new(),
@@ -240,7 +242,7 @@ impl Part {
             crc.update(piece);
             length += piece.len() as u64;
         }
-        write_at(&self.file, at, &bytes).map_err(|source| self.failed(source))?;
+        self.disk.write(at, &bytes).map_err(|source| self.failed(source))?;
         let run = Run { at, length: length as u32, crc: crc.finalize() };
         let mut state = self.state();
         if state.generation == generation && state.plan.add(at..at + length) {
@@ -289,7 +291,7 @@ impl Part {
                 if buffer.len() < length {
                     buffer.resize(length, 0);
                 }
-                let read = read_at(&self.file, at, &mut buffer[..length])?;
+                let read = read_at(self.disk.file(), at, &mut buffer[..length])?;
                 if read == length && crc32fast::hash(&buffer[..length]) == run.crc {
                     return Ok(Next::Read(length));
                 }
@@ -322,7 +324,7 @@ impl Part {
         state.head.tag = None;
         self.received.store(0, Ordering::Relaxed);
         self.is_patched.store(false, Ordering::Relaxed);
-        self.file.set_len(0).map_err(|source| self.failed(source))?;
+        self.disk.file().set_len(0).map_err(|source| self.failed(source))?;
         drop(state);
         self.grown.notify_all();
         self.rewrite().map_err(|source| self.failed(source))
@@ -354,7 +356,7 @@ impl Part {
     ///
     /// A sync that failed may have lost any of them, and a second one would not tell: nothing is gone on with then.
     pub fn publish(&self, target: &Path) -> io::Result<()> {
-        self.file.sync_all().inspect_err(|_| self.remove())?;
+        self.disk.file().sync_all().inspect_err(|_| self.remove())?;
         std::fs::rename(&self.path, target)?;
         if let Some(folder) = target.parent() {
             File::open(folder)?.sync_all()?;
@@ -423,26 +425,6 @@ fn read(journal: &File, length: u64) -> io::Result<(Head, Vec<Run>)> {
             Err(_) => {}
         }
     }
-}
-
-fn write_at(file: &File, at: u64, pieces: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    let mut rest = slices.as_mut_slice();
-    let mut at = at;
-    while !rest.is_empty() {
-        // The system's own limit for one call.
-        let count = rest.len().min(1_024);
-        match rustix::io::pwritev(file, &rest[..count], at) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                at += written as u64;
-                IoSlice::advance_slices(&mut rest, written);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// As many bytes as there are, `bytes.len()` at most.
@@ -521,7 +503,7 @@ mod tests {
         let part = open(folder.path());
         part.write(0, bytes(0..50), 0).unwrap();
         part.write(50, bytes(50..100), 0).unwrap();
-        write_at(&part.file, 3, &bytes(7..8)).unwrap();
+        part.disk.write(3, &bytes(7..8)).unwrap();
         let journal = journal_of(part.path());
         drop(part);
         let text = std::fs::read(&journal).unwrap();

@@ -3,6 +3,7 @@
 pub mod gguf;
 pub mod hub;
 pub mod models;
+pub mod network;
 pub mod node;
 pub mod pidns;
 pub mod pull;

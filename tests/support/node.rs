@@ -90,6 +90,8 @@ pub const ENDLESS: u32 = 100_000;
 pub struct Place {
     root: tempfile::TempDir,
     logs: AtomicU32,
+    /// A process in whose network everything of this place runs.
+    network: Option<i32>,
 }
 
 impl Place {
@@ -100,10 +102,16 @@ impl Place {
     pub fn with_model(options: &Tiny) -> Place {
         // Short, because a socket's path has 108 bytes, and below no directory that another variable names.
         let root = tempfile::Builder::new().prefix("rb").rand_bytes(6).tempdir_in("/tmp").unwrap();
-        let place = Place { root, logs: AtomicU32::new(0) };
+        let place = Place { root, logs: AtomicU32::new(0), network: None };
         std::fs::create_dir(place.path("home")).unwrap();
         std::fs::write(place.path("tiny.gguf"), tiny(options)).unwrap();
         place
+    }
+
+    /// Runs what comes next in the network of a process.
+    pub fn in_network_of(mut self, pid: i32) -> Place {
+        self.network = Some(pid);
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -128,7 +136,14 @@ impl Place {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(RBEE);
+        let mut command = match self.network {
+            None => Command::new(RBEE),
+            Some(pid) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &pid.to_string(), "-n", RBEE]);
+                command
+            }
+        };
         command.args(args).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.path("home")).env("HF_HUB_CACHE", self.path("hub"));

@@ -58,6 +58,21 @@ fn delegated_group() -> Option<PathBuf> {
     Some(Path::new(mount).join(own).join(format!("rbee-test-{}", uuid::Uuid::now_v7().simple())))
 }
 
+/// [`inside`], in a network of its own with nothing but loopback. Only root makes one.
+pub fn inside_network(module: &str, test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_none() {
+        let has = |program: &str, args: &[&str]| {
+            let probe = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            probe.is_ok_and(|status| status.success())
+        };
+        if !has("unshare", &["-n", "true"]) || !has("ip", &["-V"]) || !has("nsenter", &["-V"]) {
+            eprintln!("skipped: {test}: this needs root, `ip` and `nsenter` for networks of its own");
+            return false;
+        }
+    }
+    run(module, test, "unshare -n sh -c 'ip link set lo up && exec \"$@\"' sh ")
+}
+
 /// True in the namespace. Elsewhere runs the named test of this executable in a fresh one, fails as it fails, and is
 /// false.
 pub fn inside(module: &str, test: &str) -> bool {
