@@ -38,9 +38,10 @@ const SEEN_MAX: Duration = Duration::from_secs(60);
 /// Between two questions whether it is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Of its log, when it does not come.
-const LOG: &str = "journalctl --user -u rbee-hive -n 10 --no-pager 2>/dev/null | grep -v '^--' || \
-                   journalctl -u rbee-hive -n 10 --no-pager 2>/dev/null | grep -v '^--' || \
-                   tail -n 10 \"${XDG_CACHE_HOME:-$HOME/.cache}/rbee/logs/rbee-hive.log\" /var/log/rbee/rbee-hive.log 2>/dev/null";
+const LOG: &str = "for log in \"${XDG_CACHE_HOME:-$HOME/.cache}/rbee/logs\" /var/log/rbee; do \
+                   tail -n 10 \"$log/rbee-hive.log\" \"$log/hive.log\" 2>/dev/null; done; \
+                   journalctl --user -u rbee-hive -n 10 --no-pager 2>/dev/null | grep -v '^--'; \
+                   journalctl -u rbee-hive -n 10 --no-pager 2>/dev/null | grep -v '^--'";
 
 /// This account's records of nodes.
 pub fn nodes(settings: &Settings) -> Result<Nodes, KeeperError> {
