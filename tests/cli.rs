@@ -103,6 +103,7 @@ Usage: rbee COMMAND [flags]
 
 Ask:
   run (infer) [PROMPT…]       one answer, streamed to stdout
+  chat                        the same as a conversation, with history and line editing
   status                      queen, hives, workers, models and running jobs on one screen
   why REF                     where a request for a model would run, and each node's verdict
 
@@ -114,6 +115,10 @@ Fleet:
   hive uninstall NAME         stop such a hive, remove it from its machine, and forget it
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
+  workers health              does each running worker answer; exits 1 if not
+  workers retire ID           no new requests for a worker; it stops when those at work are done
+  workers shutdown            stop a worker at once, whatever it is at
+  stop MODEL                  unload a model: retire all workers that hold it
   worker spawn                start a worker for a model, before anybody asks
 
 Workers to install:
@@ -169,6 +174,8 @@ Daemons:
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive
+  completions SHELL           completions for a shell, on stdout
+  man                         the manual page, on stdout: `rbee man | man -l -`
   version                     version, protocol and kernels of this file
   help [COMMAND…]             all about a command"
     );

@@ -78,6 +78,11 @@ fn a_hive_is_installed_serves_is_renewed_and_leaves_nothing_behind() {
     let program = home.join(".local/bin/rbee");
     assert_eq!(value["program"], program.to_str().unwrap());
     assert_eq!(home.join(".local/bin/rbee-hive").canonicalize().unwrap(), program);
+    for manual in
+        ["man/man1/rbee.1", "bash-completion/completions/rbee", "fish/vendor_completions.d/rbee.fish"]
+    {
+        assert!(home.join(".local/share").join(manual).exists(), "{manual}");
+    }
     let config = std::fs::read_to_string(home.join(".config/rbee/config.toml")).unwrap();
     assert!(config.contains(&format!("[hive]\nqueen = [\"{}\"]\nname = \"one\"\n", queen.url())), "{config}");
     let model = queen.register(&account, Some("one"));

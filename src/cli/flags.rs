@@ -134,6 +134,8 @@ pub static DETACH: Flag = Flag::new("detach", Switch, "", "leave the terminal's 
 pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when ready").hidden();
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();
 
+pub static WORKER_TO_END: Flag = Flag::new("id", Text, "ID", "the worker's id").required();
+
 // Spawning a worker.
 pub static SPAWN_MODEL: Flag =
     Flag::new("model", Text, "MODEL", "the model: a built-in name or the path of a GGUF file")

@@ -16,7 +16,7 @@ pub(super) enum Length {
     Long,
 }
 
-const GROUPS: &[(Group, &str)] = &[
+pub(super) const GROUPS: &[(Group, &str)] = &[
     (Group::Ask, "Ask"),
     (Group::Fleet, "Fleet"),
     (Group::Engines, "Workers to install"),
@@ -147,7 +147,7 @@ fn spelling(command: &Command) -> String {
 }
 
 /// ` NAME [PROMPT…]`
-fn arguments(command: &Command) -> String {
+pub(super) fn arguments(command: &Command) -> String {
     let mut text = String::new();
     for Positional { name, required, many, .. } in command.positionals {
         let dots = if *many { "…" } else { "" };

@@ -5,18 +5,25 @@
 //! To add a flag: an entry in `flags.rs`, named in the commands that take it. Help, `RBEE_…` variable and
 //! configuration key follow by themselves.
 
+mod completions;
 mod flags;
 mod help;
+mod man;
 mod parse;
 mod suggest;
 mod table;
 pub mod value;
 
+pub use completions::script as completion_script;
 pub use help::overview;
+pub use man::page as man_page;
 pub use parse::{Parsed, Request, UsageError, parse};
 pub use suggest::nearest;
 pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
 pub use value::Kind;
+
+/// What `rbee completions` takes.
+pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 
 /// Flags that every command takes, in any place.
 pub fn global_flags() -> &'static [&'static Flag] {
@@ -27,6 +34,7 @@ pub fn global_flags() -> &'static [&'static Flag] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     Run,
+    Chat,
     Status,
     Why,
     Serve,
@@ -54,6 +62,10 @@ pub enum Action {
     CatalogServe,
     WorkersList,
     WorkersGet,
+    WorkersHealth,
+    WorkersRetire,
+    WorkersShutdown,
+    Stop,
     ModelDownload,
     ModelList,
     ModelGet,
@@ -73,6 +85,8 @@ pub enum Action {
     Install,
     Uninstall,
     Links,
+    Completions,
+    Man,
     Version,
     Help,
     Shim,

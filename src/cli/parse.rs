@@ -1,10 +1,10 @@
 //! Words to a [`Request`]. Help and version are answered even when something else on the line is wrong, so the
 //! parser notes its first error and reads on.
 
-use super::help;
 use super::table::{COMMANDS, find, next_words, role_words};
 use super::value::Value;
 use super::{Action, Command, Flag, flags, nearest};
+use super::{completions, help, man};
 use std::ffi::{OsStr, OsString};
 
 /// What the line asks for.
@@ -48,6 +48,8 @@ pub enum UsageError {
     Unexpected { text: String, help: String },
     #[error("{name} is missing: {what}; see `rbee {help}`")]
     MissingPositional { name: &'static str, what: &'static str, help: String },
+    #[error("there are no completions for `{shell}`, but for {}; see `rbee help completions`", super::SHELLS.join(", "))]
+    UnknownShell { shell: String },
     #[error("`{text}` is not valid UTF-8")]
     NotUtf8 { text: String },
 }
@@ -216,6 +218,17 @@ impl Line {
             Action::Version if self.positionals.is_empty() => {
                 Ok(Request::Version { json: self.is_on("json") })
             }
+            Action::Completions => {
+                self.check_positionals(command)?;
+                let shell = self.positionals[0].as_str();
+                completions::script(shell)
+                    .map(Request::Help)
+                    .ok_or_else(|| UsageError::UnknownShell { shell: shell.to_owned() })
+            }
+            Action::Man => {
+                self.check_positionals(command)?;
+                Ok(Request::Help(man::page()))
+            }
             _ => {
                 self.check_positionals(command)?;
                 // A global flag typed before the command, which has its own of that name.
@@ -299,7 +312,10 @@ mod tests {
                     Ok(Request::Command(parsed)) => {
                         assert_eq!(parsed.command.action, wanted.action, "{line}")
                     }
-                    Ok(Request::Help(_)) => assert_eq!(wanted.action, Action::Help),
+                    Ok(Request::Help(_)) => {
+                        assert!(matches!(wanted.action, Action::Help | Action::Man), "{line}")
+                    }
+                    Err(UsageError::UnknownShell { .. }) => assert_eq!(wanted.action, Action::Completions),
                     Ok(Request::Version { .. }) => assert_eq!(wanted.action, Action::Version),
                     Err(error) => panic!("{line}: {error}"),
                 }

@@ -65,6 +65,31 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Chat,
+        path: &["chat"],
+        group: Group::Ask,
+        summary: "the same as a conversation, with history and line editing",
+        details: "Ctrl-C stops an answer and not the program, Ctrl-D ends; /help lists what else there is. Starts what is \
+                  missing, as `run` does. Off a terminal each line of stdin is a turn; with --json each answer is a line. \
+                  What was typed is kept in chat_history in the state directory.",
+        flags: &[
+            &MODEL,
+            &SYSTEM,
+            &MAX_TOKENS,
+            &TEMPERATURE,
+            &TOP_P,
+            &TOP_K,
+            &MIN_P,
+            &SEED,
+            &STOP,
+            &ON_WORKER,
+            &DEVICE,
+            &EPHEMERAL,
+        ],
+        sections: &["run"],
+        ..COMMAND
+    },
+    Command {
         action: Action::Status,
         path: &["status"],
         group: Group::Ask,
@@ -146,6 +171,38 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Fleet,
         summary: "one running worker",
         positionals: &[required("ID", "the worker's id")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersHealth,
+        path: &["workers", "health"],
+        group: Group::Fleet,
+        summary: "does each running worker answer; exits 1 if not",
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersRetire,
+        path: &["workers", "retire"],
+        group: Group::Fleet,
+        summary: "no new requests for a worker; it stops when those at work are done",
+        details: "Ctrl-C puts it back to work.",
+        positionals: &[required("ID", "the worker's id")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::WorkersShutdown,
+        path: &["workers", "shutdown"],
+        group: Group::Fleet,
+        summary: "stop a worker at once, whatever it is at",
+        flags: &[&WORKER_TO_END],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Stop,
+        path: &["stop"],
+        group: Group::Fleet,
+        summary: "unload a model: retire all workers that hold it",
+        positionals: &[required("MODEL", "which model")],
         ..COMMAND
     },
     Command {
@@ -557,6 +614,22 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::Completions,
+        path: &["completions"],
+        summary: "completions for a shell, on stdout",
+        details: "bash: add `source <(rbee completions bash)` to ~/.bashrc. zsh: `rbee completions zsh > \"${fpath[1]}/_rbee\"`. \
+                  fish: `rbee completions fish > ~/.config/fish/completions/rbee.fish`.",
+        positionals: &[required("SHELL", "bash, zsh or fish")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Man,
+        path: &["man"],
+        summary: "the manual page, on stdout: `rbee man | man -l -`",
+        details: "To keep it: `rbee man > ~/.local/share/man/man1/rbee.1`.",
+        ..COMMAND
+    },
+    Command {
         action: Action::Version,
         path: &["version"],
         summary: "version, protocol and kernels of this file",
@@ -614,10 +687,12 @@ pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
 
 /// The tables that a configuration file may have.
 pub fn sections() -> impl Iterator<Item = &'static str> {
-    COMMANDS.iter().filter_map(|command| match command.sections {
-        [section] => Some(*section),
+    let owned = |(at, command): (usize, &Command)| match command.sections {
+        // Commands that share a table's flags come after its owner.
+        [section] if COMMANDS[..at].iter().all(|before| before.sections != [*section]) => Some(*section),
         _ => None,
-    })
+    };
+    COMMANDS.iter().enumerate().filter_map(owned)
 }
 
 /// The flags that may be keys of a table.

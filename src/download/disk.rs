@@ -7,7 +7,8 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -23,8 +24,9 @@ const DIRECT_RATE_MIN: u64 = 150_000_000;
 
 pub(super) struct Disk {
     file: File,
-    /// The same file, opened to be written past the page cache.
-    direct: Option<File>,
+    path: PathBuf,
+    /// The same file, opened to be written past the page cache; looked for when its length is known.
+    direct: OnceLock<Option<File>>,
     /// Neither refused nor slow so far.
     is_direct: AtomicBool,
     /// Written so, and how long that took.
@@ -33,24 +35,31 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// `size` is what the file will have, if that is known.
-    pub fn new(file: File, path: &Path, size: Option<u64>) -> Disk {
-        let is_large = size.is_some_and(|size| size >= DIRECT_BYTES_MIN);
-        let direct = if is_large { open_direct(path) } else { None };
-        let is_direct = AtomicBool::new(direct.is_some());
-        Disk { file, direct, is_direct, bytes: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) }
+    pub fn new(file: File, path: &Path) -> Disk {
+        Disk {
+            file,
+            path: path.to_owned(),
+            direct: OnceLock::new(),
+            is_direct: AtomicBool::new(true),
+            bytes: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+        }
     }
 
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Writes all pieces, one after the other, from `at` on. Blocks.
-    pub fn write(&self, at: u64, pieces: &[Bytes]) -> io::Result<()> {
+    /// Writes all pieces, one after the other, from `at` on. `size` is what the file will have, if that is known. Blocks.
+    pub fn write(&self, at: u64, pieces: &[Bytes], size: Option<u64>) -> io::Result<()> {
         let length: usize = pieces.iter().map(Bytes::len).sum();
         let is_whole = at.is_multiple_of(ALIGNMENT as u64) && length.is_multiple_of(ALIGNMENT);
-        let direct = self.direct.as_ref().filter(|_| is_whole && self.is_direct.load(Ordering::Relaxed));
-        if let Some(direct) = direct {
+        let is_large = size.is_some_and(|size| size >= DIRECT_BYTES_MIN);
+        if is_large
+            && is_whole
+            && self.is_direct.load(Ordering::Relaxed)
+            && let Some(direct) = self.direct.get_or_init(|| open_direct(&self.path))
+        {
             let begun = Instant::now();
             match write_aligned(direct, at, pieces, length) {
                 Ok(()) => {
@@ -149,24 +158,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("part");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-        let disk = Disk::new(file, &path, Some(DIRECT_BYTES_MIN));
-        if disk.direct.is_none() {
-            eprintln!("skipped in part: {} takes no direct writes", folder.path().display());
-        }
+        let disk = Disk::new(file, &path);
+        let write = |at, pieces: &[Bytes]| disk.write(at, pieces, Some(DIRECT_BYTES_MIN)).unwrap();
         let bytes: Vec<u8> = (0..5 * ALIGNMENT + 17).map(|at| (at % 251) as u8).collect();
         let piece = |from: usize, to: usize| Bytes::copy_from_slice(&bytes[from..to]);
         // Whole, in two pieces; then to the middle of a block, and on from there; the file's end is no whole block.
-        disk.write(0, &[piece(0, 100), piece(100, 2 * ALIGNMENT)]).unwrap();
-        disk.write(2 * ALIGNMENT as u64, &[piece(2 * ALIGNMENT, 3 * ALIGNMENT - 5)]).unwrap();
-        disk.write(3 * ALIGNMENT as u64 - 5, &[piece(3 * ALIGNMENT - 5, 4 * ALIGNMENT)]).unwrap();
-        disk.write(4 * ALIGNMENT as u64, &[piece(4 * ALIGNMENT, 5 * ALIGNMENT)]).unwrap();
-        disk.write(5 * ALIGNMENT as u64, &[piece(5 * ALIGNMENT, bytes.len())]).unwrap();
+        write(0, &[piece(0, 100), piece(100, 2 * ALIGNMENT)]);
+        write(2 * ALIGNMENT as u64, &[piece(2 * ALIGNMENT, 3 * ALIGNMENT - 5)]);
+        write(3 * ALIGNMENT as u64 - 5, &[piece(3 * ALIGNMENT - 5, 4 * ALIGNMENT)]);
+        write(4 * ALIGNMENT as u64, &[piece(4 * ALIGNMENT, 5 * ALIGNMENT)]);
+        write(5 * ALIGNMENT as u64, &[piece(5 * ALIGNMENT, bytes.len())]);
         assert!(std::fs::read(&path).unwrap() == bytes);
-        let small = File::open(&path).unwrap();
-        assert!(Disk::new(small, &path, Some(DIRECT_BYTES_MIN - 1)).direct.is_none());
+        if !matches!(disk.direct.get(), Some(Some(_))) || !disk.is_direct.load(Ordering::Relaxed) {
+            return eprintln!("skipped in part: {} takes no direct writes", folder.path().display());
+        }
+    }
+
+    #[test]
+    fn a_slow_disk_is_written_in_the_kernels_order() {
+        let file = tempfile::tempfile().unwrap();
+        let disk = Disk::new(file, Path::new("/nowhere"));
         disk.judge(TRIAL_BYTES, 1_000_000);
-        assert_eq!(disk.is_direct.load(Ordering::Relaxed), disk.direct.is_some());
+        assert!(disk.is_direct.load(Ordering::Relaxed));
         disk.judge(1, 10_000_000_000);
-        assert!(!disk.is_direct.load(Ordering::Relaxed), "a slow disk is written in the kernel's order");
+        assert!(!disk.is_direct.load(Ordering::Relaxed));
     }
 }

@@ -144,7 +144,7 @@ impl Part {
         let is_new = is_other || is_unknown || head.size != plan.total;
         head.size = plan.total;
         let received = AtomicU64::new(plan.bytes());
-        let disk = Disk::new(file, &path, plan.total);
+        let disk = Disk::new(file, &path);
         let state = State {
             journal,
             head,
@@ -242,7 +242,7 @@ impl Part {
             crc.update(piece);
             length += piece.len() as u64;
         }
-        self.disk.write(at, &bytes).map_err(|source| self.failed(source))?;
+        self.disk.write(at, &bytes, self.total()).map_err(|source| self.failed(source))?;
         let run = Run { at, length: length as u32, crc: crc.finalize() };
         let mut state = self.state();
         if state.generation == generation && state.plan.add(at..at + length) {
@@ -503,7 +503,7 @@ mod tests {
         let part = open(folder.path());
         part.write(0, bytes(0..50), 0).unwrap();
         part.write(50, bytes(50..100), 0).unwrap();
-        part.disk.write(3, &bytes(7..8)).unwrap();
+        part.disk.write(3, &bytes(7..8), None).unwrap();
         let journal = journal_of(part.path());
         drop(part);
         let text = std::fs::read(&journal).unwrap();

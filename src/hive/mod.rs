@@ -6,12 +6,15 @@ mod choose;
 mod devices;
 mod engines;
 mod foreign;
+mod heartbeats;
 mod link;
+mod metrics;
 mod models;
 mod needs;
 mod operations;
 mod preflight;
 mod processes;
+mod retire;
 mod routes;
 mod speed;
 mod supervise;
@@ -20,6 +23,7 @@ mod workers;
 use crate::catalog::Catalog;
 use crate::http::client::Target;
 use crate::http::link::Hello;
+use crate::http::metrics::Requests;
 use crate::job::Jobs;
 use crate::keys::Passes;
 use crate::model::Store;
@@ -77,6 +81,7 @@ pub struct Hive {
     needs: Arc<Needs>,
     speeds: Arc<Speeds>,
     started_at: u64,
+    requests: Requests,
     shutdown: Shutdown,
 }
 
@@ -100,6 +105,7 @@ impl Hive {
             needs: Arc::default(),
             speeds: Arc::default(),
             started_at: now_ms(),
+            requests: Requests::default(),
             shutdown,
             options,
         });

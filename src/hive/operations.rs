@@ -3,7 +3,7 @@
 use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
 use crate::hive::workers::{Planned, Spawned};
-use crate::hive::{Hive, models, processes};
+use crate::hive::{Hive, models, processes, retire};
 use crate::job::{Context, Outcome};
 use crate::model::Stored;
 use crate::wire::job::{JobEvent, Receipt};
@@ -22,6 +22,7 @@ pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Out
         HiveOperation::WorkerStop { worker_id, if_idle } => {
             worker_stop(&hive, &worker_id, if_idle, &job).await
         }
+        HiveOperation::WorkerRetire { worker_id, now } => retire::retire(&hive, &worker_id, now, &job).await,
         HiveOperation::WorkerProcessList => Outcome::Done(json!({ "processes": processes::list(&hive) })),
         HiveOperation::WorkerProcessGet { pid } => {
             processes::get(&hive, pid).map(|process| json!(process)).into()

@@ -1,7 +1,7 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
 use crate::hive::speed::Meter;
-use crate::hive::{Hive, link, operations};
+use crate::hive::{Hive, heartbeats, link, metrics, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Peer, Request, Response, client, relay, reply, request};
@@ -23,6 +23,8 @@ pub enum Endpoint {
     Workers,
     Worker,
     WorkerRelay,
+    Heartbeats,
+    Metrics,
     Telemetry,
 }
 
@@ -51,6 +53,8 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
     route("ANY", "/v1/workers/{id}/{rest*}", Endpoint::WorkerRelay),
+    route("GET", "/metrics", Endpoint::Metrics),
+    route("GET", "/v1/heartbeats/stream", Endpoint::Heartbeats),
     route("GET", "/v1/telemetry", Endpoint::Telemetry),
 ];
 
@@ -63,7 +67,24 @@ pub struct Routes(pub Arc<Hive>);
 
 impl Service for Routes {
     async fn call(&self, request: Request) -> Result<Response, Failure> {
-        let (endpoint, params) = router::find(TABLE, request.method().as_str(), request.path())?;
+        let found = router::find(TABLE, request.method().as_str(), request.path());
+        let to = found.as_ref().ok().map(|(endpoint, _)| *endpoint);
+        let answer = match found {
+            Ok((endpoint, params)) => self.answer(endpoint, params, request).await,
+            Err(failure) => Err(failure),
+        };
+        self.0.requests.count(TABLE, to, &answer);
+        answer
+    }
+}
+
+impl Routes {
+    async fn answer(
+        &self,
+        endpoint: Endpoint,
+        params: Params,
+        request: Request,
+    ) -> Result<Response, Failure> {
         let hive = &self.0;
         match endpoint {
             Endpoint::Health => Ok(reply::json(&Health {
@@ -77,6 +98,8 @@ impl Service for Routes {
             Endpoint::Capabilities => Ok(reply::json(&hive.capabilities().await)),
             Endpoint::Workers => Ok(reply::json(&json!({ "workers": hive.workers.infos() }))),
             Endpoint::Worker => Ok(reply::json(&hive.workers.get(params.get(0))?.info)),
+            Endpoint::Heartbeats => Ok(heartbeats::stream(hive)),
+            Endpoint::Metrics => Ok(metrics::page(hive)),
             Endpoint::WorkerRelay => relay_to_worker(hive, &params, request).await,
             Endpoint::Telemetry if request.peer == Peer::Link => link::telemetry(hive, &request),
             Endpoint::Telemetry => Err(Failure::new(Code::Forbidden, "telemetry is for the link")),

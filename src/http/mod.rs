@@ -3,7 +3,9 @@
 
 pub mod auth;
 pub mod client;
+pub mod heartbeats;
 pub mod link;
+pub mod metrics;
 pub mod public;
 pub mod range;
 pub mod relay;

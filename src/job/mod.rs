@@ -7,6 +7,7 @@
 
 pub mod journal;
 mod key;
+mod metrics;
 pub mod progress;
 pub mod routes;
 pub mod stream;
@@ -146,11 +147,15 @@ impl Context {
 }
 
 impl Job {
+    pub fn state(&self) -> JobState {
+        let begun = if self.waiting.load(Ordering::Relaxed) { JobState::Queued } else { JobState::Running };
+        self.end.borrow().as_ref().map_or(begun, |end| end.told.state)
+    }
+
     /// All but the result.
     pub fn summary(&self) -> JobRecord {
         let end = self.end.borrow().clone();
         let told = end.as_ref().map(|end| &end.told);
-        let begun = if self.waiting.load(Ordering::Relaxed) { JobState::Queued } else { JobState::Running };
         let events = match &*self.events() {
             Events::Here(log) => log.next_seq(),
             Events::Journalled(_) => told.map_or(0, |end| end.events),
@@ -158,7 +163,7 @@ impl Job {
         JobRecord {
             job_id: self.id,
             operation: self.operation.clone(),
-            state: told.map_or(begun, |end| end.state),
+            state: self.state(),
             created_at: self.created_at,
             ended_at: told.map(|end| end.at),
             events,

@@ -6,6 +6,7 @@ use crate::http::router::{Params, Route};
 use crate::http::{Request, Response, reply, sse};
 use crate::wire::Failure;
 use crate::wire::job::{JobAccepted, JobCancelled, JobEvent};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What can be asked of existing jobs.
@@ -76,13 +77,30 @@ pub fn first_wanted(from: Option<&str>, last_event_id: Option<&str>) -> Result<u
     }
 }
 
+/// A stream of a job that is nobody else's: the reader's leaving cancels it.
+pub async fn owned(jobs: &Jobs, job: Arc<Job>) -> Result<Response, Failure> {
+    let reader = jobs.reader(&job, 0).await?;
+    let jobs_of = jobs.clone();
+    Ok(follow_and(reader, jobs.keep_alive, move || {
+        tokio::spawn(async move {
+            // It may have ended in the same moment.
+            let _ = jobs_of.cancel(&job.id.to_string()).await;
+        });
+    }))
+}
+
 /// A stream of a job's events. The reader's leaving ends this task and nothing else.
-fn follow(mut reader: Reader, keep_alive: Duration) -> Response {
+fn follow(reader: Reader, keep_alive: Duration) -> Response {
+    follow_and(reader, keep_alive, || {})
+}
+
+/// The same, with what is done when the reader has left.
+fn follow_and(mut reader: Reader, keep_alive: Duration, left: impl FnOnce() + Send + 'static) -> Response {
     let (sender, response) = sse::channel_kept_alive(keep_alive);
     tokio::spawn(async move {
         loop {
             let step = tokio::select! {
-                () = sender.closed() => return,
+                () = sender.closed() => return left(),
                 step = reader.next() => step,
             };
             let sent = match step {
@@ -100,7 +118,7 @@ fn follow(mut reader: Reader, keep_alive: Duration) -> Response {
                 }
             };
             if sent.is_err() {
-                return;
+                return left();
             }
         }
     });

@@ -269,6 +269,11 @@ impl Jobs {
         self.table().jobs.get(&parsed).cloned().ok_or_else(unknown)
     }
 
+    /// How many are in a state.
+    pub fn count(&self, state: JobState) -> usize {
+        self.table().jobs.values().filter(|job| job.state() == state).count()
+    }
+
     /// All jobs, the newest first, without their results.
     pub fn list(&self) -> Vec<JobRecord> {
         let mut jobs: Vec<Arc<Job>> = self.table().jobs.values().cloned().collect();

@@ -6,7 +6,7 @@ use crate::job::{CANCEL_ANSWER_MAX, KEY_HEADER};
 use crate::keeper::KeeperError;
 use crate::keeper::lines::DRAW_EVERY;
 use crate::keeper::render::Render;
-use crate::keeper::server::{Server, TRY_PAUSES};
+use crate::keeper::server::{self, Server, TRY_PAUSES};
 use crate::wire::failure::chain;
 use crate::wire::job::{JobAccepted, JobCancelled, JobEvent, JobId, Terminator};
 use crate::wire::{Code, Failure};
@@ -63,6 +63,14 @@ impl<'s> Follower<'s> {
     /// The command alone says what there is to say.
     pub fn unshown(self) -> Self {
         Follower { shown: false, ..self }
+    }
+
+    /// Waits before another try; Ctrl-C ends the waiting.
+    pub async fn pause(&mut self, pause: Duration) -> Result<(), KeeperError> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            _ = self.interrupt.recv() => Err(KeeperError::Interrupted),
+        }
     }
 
     /// Posts an operation and follows its job; gives its result.
@@ -226,19 +234,15 @@ async fn post(
     let key = http::HeaderValue::from_str(&crate::wire::id::fresh().to_string())
         .expect("an id is of letters, digits and dashes");
     let mut last = None;
-    for pause in TRY_PAUSES {
+    for (before, pause) in TRY_PAUSES.into_iter().enumerate() {
+        server::told(render, before, last.as_ref());
         tokio::time::sleep(pause).await;
         let mut post = client::post(base, operation)?;
         post.headers_mut().insert(KEY_HEADER, key.clone());
         match client::ask(&server.target, post).await {
             Ok(accepted) => return Ok(accepted),
             Err(client::AskError::Refused(failure)) => return Err(failure.into()),
-            Err(client::AskError::Client(error)) => {
-                if render.is_verbose() {
-                    render.say(&chain(&error));
-                }
-                last = Some(error);
-            }
+            Err(client::AskError::Client(error)) => last = Some(error),
         }
     }
     Err(server.unreachable(last))

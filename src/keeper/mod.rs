@@ -3,6 +3,7 @@
 
 mod bars;
 pub mod commands;
+mod editor;
 mod follow;
 mod install;
 mod lines;
@@ -10,6 +11,7 @@ mod remote;
 mod render;
 mod server;
 mod start;
+mod turns;
 
 use crate::cli::Action;
 use crate::config::Settings;
@@ -86,11 +88,12 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, daemons, hives, jobs, keys, links, models, run, status, why, worker, worker_processes,
-        workers,
+        aliases, chat, daemons, hives, jobs, keys, links, models, run, status, unload, why, worker,
+        worker_processes, workers,
     };
     match settings.command().action {
         Action::Run => run::run(settings, render).await,
+        Action::Chat => chat::chat(settings, render).await,
         Action::Why => why::why(settings, render).await,
         Action::Status => status::status(settings, render).await,
         Action::QueenStatus => daemons::status(settings, render, daemons::QUEEN).await,
@@ -112,6 +115,10 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::WorkerProcessGet => worker_processes::get(settings, render).await,
         Action::WorkerProcessDelete => worker_processes::delete(settings, render).await,
         Action::WorkersList => workers::list(settings, render).await,
+        Action::WorkersHealth => unload::health(settings, render).await,
+        Action::WorkersRetire => unload::retire(settings, render).await,
+        Action::WorkersShutdown => unload::shutdown(settings, render).await,
+        Action::Stop => unload::stop(settings, render).await,
         Action::WorkersGet => workers::get(settings, render).await,
         Action::ModelDownload => models::download(settings, render).await,
         Action::ModelList => models::list(settings, render).await,
@@ -132,12 +139,14 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::Install => install::install(settings, render).await,
         Action::Uninstall => install::uninstall(settings, render).await,
         Action::Links => links::links(settings, render),
-        // Daemons, the worker, the shim, help and version are main's.
+        // Daemons, the worker, the shim, help, what is printed from the table and version are main's.
         Action::Serve
         | Action::QueenServe
         | Action::HiveServe
         | Action::WorkerServe
         | Action::CatalogServe
+        | Action::Completions
+        | Action::Man
         | Action::Help
         | Action::Version
         | Action::Shim

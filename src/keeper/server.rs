@@ -41,17 +41,13 @@ impl Server {
     /// GET, as JSON.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, render: &Render) -> Result<T, KeeperError> {
         let mut last = None;
-        for pause in TRY_PAUSES {
+        for (before, pause) in TRY_PAUSES.into_iter().enumerate() {
+            told(render, before, last.as_ref());
             tokio::time::sleep(pause).await;
             match client::ask(&self.target, client::get(path)?).await {
                 Ok(value) => return Ok(value),
                 Err(AskError::Refused(failure)) => return Err(failure.into()),
-                Err(AskError::Client(error)) => {
-                    if render.is_verbose() {
-                        render.say(&chain(&error));
-                    }
-                    last = Some(error);
-                }
+                Err(AskError::Client(error)) => last = Some(error),
             }
         }
         Err(self.unreachable(last))
@@ -73,6 +69,14 @@ impl Server {
                 what.to_uppercase()
             ),
         ))
+    }
+}
+
+/// Says what another try follows on.
+pub fn told(render: &Render, before: usize, error: Option<&ClientError>) {
+    if let Some(error) = error {
+        let (pause, number) = (TRY_PAUSES[before].as_millis(), before + 1);
+        render.say(&format!("{}; try {number} of {} in {pause} ms", chain(error), TRY_PAUSES.len()));
     }
 }
 

@@ -15,6 +15,7 @@ use crate::wire::operation::Infer;
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -68,9 +69,11 @@ async fn answer(
     };
     let id = job.id().to_string();
     let ask = Dispatch { want: &want, path, body, request_id: &id, deadline: None };
+    let begun = Instant::now();
     let answer = queen.dispatcher.send(ask, &tell).await;
     job.running();
     let answer = answer?;
+    queen.tally.first_piece.observe(begun.elapsed());
     let status = answer.response.status();
     let mut collected = Collected { worker_id: answer.slot.worker_id.clone(), ..Collected::default() };
     if let Ok(mut used) = used.lock() {
@@ -96,6 +99,7 @@ async fn answer(
         if let Some(text) = collected.take(&chunk)? {
             job.emit(JobEvent::Token { index: collected.tokens, text });
             collected.tokens += 1;
+            queen.tally.tokens.fetch_add(1, Ordering::Relaxed);
         }
     }
     Ok(collected.result(want.model))

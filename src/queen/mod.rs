@@ -3,13 +3,17 @@
 
 pub mod dispatch;
 pub mod fleet;
+mod heartbeats;
 mod hive_job;
 mod infer;
 mod join;
+mod metrics;
 mod openai;
 pub mod placement;
 pub mod registry;
+mod retire;
 mod routes;
+mod v2;
 
 use crate::http::link::{self, Hello};
 use crate::job::Jobs;
@@ -46,6 +50,7 @@ pub struct Queen {
     pub registry: Arc<Registry>,
     pub dispatcher: Arc<Dispatcher>,
     pub jobs: Jobs,
+    tally: Arc<metrics::Tally>,
     options: Options,
     started_at: u64,
     born: Instant,
@@ -59,6 +64,7 @@ impl Queen {
             dispatcher: Dispatcher::new(registry.clone(), options.limits),
             registry,
             jobs: Jobs::open(options.journals.clone(), shutdown.clone()),
+            tally: Arc::default(),
             options,
             started_at: now_ms(),
             born: Instant::now(),

@@ -4,6 +4,7 @@
 use crate::http::{Request, Response, relay, reply, request};
 use crate::queen::Queen;
 use crate::queen::dispatch::{Answer, DEADLINE_HEADER, Deadline, Dispatch};
+use crate::queen::metrics::Tally;
 use crate::queen::placement::Want;
 use crate::wire::fleet::now_ms;
 use crate::wire::openai::ModelList;
@@ -11,6 +12,9 @@ use crate::wire::{Code, Failure};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// What decides where a request runs; everything else is the worker's to read.
 #[derive(Debug, Deserialize)]
@@ -30,13 +34,17 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     queen.settled().await;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
     let ask = Dispatch { want: &want, path, body, request_id: &id, deadline };
+    let begun = Instant::now();
     let Answer { response, slot } = queen.dispatcher.send(ask, &|_| {}).await?;
+    queen.tally.first_piece.observe(begun.elapsed());
     let watcher = Stream {
         id,
         worker_id: slot.worker_id.clone(),
         is_stream: head.stream,
         heads: u64::from(path.contains("/chat/")),
         pieces: 0,
+        is_whole: false,
+        tally: queen.tally.clone(),
         line: Line::Field(0),
     };
     Ok(relay::relay(response, watcher, slot))
@@ -71,7 +79,20 @@ struct Stream {
     /// Pieces that carry no token: a conversation's first one names the role.
     heads: u64,
     pieces: u64,
+    is_whole: bool,
+    tally: Arc<Tally>,
     line: Line,
+}
+
+/// The piece that tells why an answer ended, and [DONE].
+const TAIL_PIECES: u64 = 2;
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let tail = if self.is_whole { TAIL_PIECES } else { 0 };
+        self.tally.tokens.fetch_add(self.pieces.saturating_sub(self.heads + tail), Ordering::Relaxed);
+    }
 }
 
 /// Where in a line a stream was cut: a piece may end anywhere.
@@ -86,6 +107,7 @@ const FIELD: &[u8] = b"data:";
 
 impl relay::Watcher for Stream {
     fn piece(&mut self, bytes: &Bytes) {
+        self.is_whole |= bytes.ends_with(DONE);
         for byte in bytes.iter() {
             self.line = match self.line {
                 _ if *byte == b'\n' => Line::Field(0),
@@ -142,6 +164,8 @@ mod tests {
             is_stream: true,
             heads: 1,
             pieces: 0,
+            is_whole: false,
+            tally: Arc::default(),
             line: Line::Field(0),
         }
     }
@@ -162,7 +186,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_stream_is_cut_off() {
-        let mut watcher = Stream { is_stream: false, ..stream() };
+        let mut watcher = stream();
+        watcher.is_stream = false;
         assert!(watcher.broken(&"gone".into()).is_none());
     }
 }

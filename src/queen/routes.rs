@@ -6,7 +6,7 @@ use crate::http::server::Service;
 use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::placement::Want;
-use crate::queen::{Queen, hive_job, infer, openai};
+use crate::queen::{Queen, heartbeats, hive_job, infer, metrics, openai, v2};
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
@@ -29,6 +29,13 @@ pub enum Endpoint {
     HiveRelay,
     Workers,
     Worker,
+    RetireWorker,
+    Heartbeats,
+    Metrics,
+    V2Workers,
+    V2Health,
+    V2Shutdown,
+    V2Tasks,
     Placement,
     Link,
     Join,
@@ -70,6 +77,13 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
+    route("POST", "/v1/workers/{id}/retire", Endpoint::RetireWorker),
+    route("GET", "/v1/heartbeats/stream", Endpoint::Heartbeats),
+    route("GET", "/metrics", Endpoint::Metrics),
+    route("GET", "/v2/workers/list", Endpoint::V2Workers),
+    route("GET", "/v2/workers/health", Endpoint::V2Health),
+    route("POST", "/v2/workers/shutdown", Endpoint::V2Shutdown),
+    route("POST", "/v2/tasks", Endpoint::V2Tasks),
     route("GET", "/v1/placement", Endpoint::Placement),
     route("GET", auth::LINK_PATH, Endpoint::Link),
     route("POST", auth::JOIN_PATH, Endpoint::Join),
@@ -82,8 +96,14 @@ pub struct Routes(pub Arc<Queen>);
 
 impl Service for Routes {
     async fn call(&self, request: Request) -> Result<Response, Failure> {
-        let (endpoint, params) = router::find(TABLE, request.method().as_str(), request.path())?;
-        self.0.answer(endpoint, &params, request).await
+        let found = router::find(TABLE, request.method().as_str(), request.path());
+        let to = found.as_ref().ok().map(|(endpoint, _)| *endpoint);
+        let answer = match found {
+            Ok((endpoint, params)) => self.0.answer(endpoint, &params, request).await,
+            Err(failure) => Err(failure),
+        };
+        self.0.tally.requests.count(TABLE, to, &answer);
+        answer
     }
 }
 
@@ -116,6 +136,13 @@ impl Queen {
                 Ok(reply::json(&json!({ "workers": fleet.workers().collect::<Vec<_>>() })))
             }
             Endpoint::Worker => Ok(reply::json(&self.worker(params.get(0))?)),
+            Endpoint::RetireWorker => self.begin_retire(params.get(0)).await,
+            Endpoint::Heartbeats => Ok(heartbeats::stream(self)),
+            Endpoint::Metrics => Ok(metrics::page(self)),
+            Endpoint::V2Workers => Ok(v2::list(self)),
+            Endpoint::V2Health => v2::health(self, &request).await,
+            Endpoint::V2Shutdown => v2::shutdown(self, request).await,
+            Endpoint::V2Tasks => v2::tasks(self, request).await,
             Endpoint::Placement => self.placement(&request).map(|told| reply::json(&told)),
             Endpoint::Link => self.link(request),
             Endpoint::Join => self.join(request).await,
@@ -137,7 +164,7 @@ impl Queen {
         }
     }
 
-    fn worker(&self, id: &str) -> Result<crate::wire::fleet::WorkerInfo, Failure> {
+    pub(super) fn worker(&self, id: &str) -> Result<crate::wire::fleet::WorkerInfo, Failure> {
         let fleet = self.registry.fleet();
         fleet.workers().find(|worker| worker.worker_id == id).cloned().ok_or_else(|| {
             Failure::new(Code::WorkerNotFound, format!("no worker {id} is running; see `rbee workers list`"))
@@ -250,6 +277,7 @@ impl Queen {
             QueenOperation::ActiveWorkerGet { worker_id } => {
                 self.worker(&worker_id).map(|worker| json!(worker)).into()
             }
+            QueenOperation::ActiveWorkerRetire { worker_id } => self.clone().retire(worker_id, context).await,
             QueenOperation::HiveList => Outcome::Done(json!({ "hives": fleet.infos() })),
             QueenOperation::HiveGet { name } => self.registry.hive(&name).map(|hive| json!(hive.info)).into(),
             QueenOperation::Status => Outcome::Done(json!({

@@ -16,6 +16,16 @@ pub enum WorkerState {
 }
 
 impl WorkerState {
+    pub const ALL: [WorkerState; 7] = [
+        WorkerState::Starting,
+        WorkerState::Loading,
+        WorkerState::Ready,
+        WorkerState::Busy,
+        WorkerState::Draining,
+        WorkerState::Stopping,
+        WorkerState::Failed,
+    ];
+
     /// Whether a request may be sent to it now.
     pub fn serves(self) -> bool {
         matches!(self, WorkerState::Ready | WorkerState::Busy)

@@ -32,6 +32,12 @@ pub enum HiveOperation {
         #[serde(default)]
         if_idle: bool,
     },
+    /// No new requests; it stops when those at work are done, or with `now` at once.
+    WorkerRetire {
+        worker_id: String,
+        #[serde(default)]
+        now: bool,
+    },
     WorkerProcessList,
     WorkerProcessGet {
         pid: i32,
@@ -82,6 +88,7 @@ impl HiveOperation {
         "worker_remove",
         "worker_spawn",
         "worker_stop",
+        "worker_retire",
         "worker_process_list",
         "worker_process_get",
         "worker_process_delete",
@@ -122,6 +129,7 @@ impl HiveOperation {
             HiveOperation::WorkerRemove { .. } => "worker_remove",
             HiveOperation::WorkerSpawn(_) => "worker_spawn",
             HiveOperation::WorkerStop { .. } => "worker_stop",
+            HiveOperation::WorkerRetire { .. } => "worker_retire",
             HiveOperation::WorkerProcessList => "worker_process_list",
             HiveOperation::WorkerProcessGet { .. } => "worker_process_get",
             HiveOperation::WorkerProcessDelete { .. } => "worker_process_delete",
@@ -172,6 +180,7 @@ pub enum QueenOperation {
     Infer(Box<Infer>),
     ActiveWorkerList,
     ActiveWorkerGet { worker_id: String },
+    ActiveWorkerRetire { worker_id: String },
     HiveList,
     HiveGet { name: String },
     Status,
@@ -183,6 +192,7 @@ impl QueenOperation {
         "infer",
         "active_worker_list",
         "active_worker_get",
+        "active_worker_retire",
         "hive_list",
         "hive_get",
         "status",
@@ -194,6 +204,7 @@ impl QueenOperation {
             QueenOperation::Infer(_) => "infer",
             QueenOperation::ActiveWorkerList => "active_worker_list",
             QueenOperation::ActiveWorkerGet { .. } => "active_worker_get",
+            QueenOperation::ActiveWorkerRetire { .. } => "active_worker_retire",
             QueenOperation::HiveList => "hive_list",
             QueenOperation::HiveGet { .. } => "hive_get",
             QueenOperation::Status => "status",

@@ -9,4 +9,5 @@ pub mod pidns;
 pub mod pull;
 pub mod python;
 pub mod survivors;
+pub mod terminal;
 pub mod trees;

@@ -331,6 +331,11 @@ impl Daemon {
         Stream { status, events: sse::Reader::new(answer.into_body()) }
     }
 
+    /// A stream that is there without a question.
+    pub fn watch(&self, path: &str) -> Stream {
+        self.open(path, client::get(path).unwrap())
+    }
+
     /// A job's events, from the first on.
     pub fn stream_of(&self, job: &str) -> Stream {
         let path = format!("/v1/jobs/{job}/stream");

@@ -1,6 +1,7 @@
 //! One file a noun, one function a command.
 
 pub mod aliases;
+pub mod chat;
 pub mod daemons;
 pub mod hives;
 pub mod jobs;
@@ -9,6 +10,7 @@ pub mod links;
 pub mod models;
 pub mod run;
 pub mod status;
+pub mod unload;
 pub mod version;
 pub mod why;
 pub mod worker;

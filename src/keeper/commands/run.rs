@@ -1,7 +1,7 @@
 //! `rbee run`: one answer, streamed to stdout. Starts what is missing, fetches what is missing, asks, shows.
 
 use crate::config::Settings;
-use crate::keeper::follow::Follower;
+use crate::keeper::follow::{Each, Follower};
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
 use crate::keeper::{KeeperError, start};
@@ -24,11 +24,7 @@ const STDIN_BYTES_MAX: u64 = 4 << 20;
 
 pub async fn run(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let prompt = prompt(settings)?;
-    let reference = match settings.text("model") {
-        Some(name) => Reference::parse(name),
-        None => Ok(Reference::default_model()),
-    };
-    let model = reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string();
+    let model = model(settings.text("model"))?;
     let server = Server::of(settings)?;
     if server.is_hive {
         return Err(KeeperError::Usage("`run` asks a queen: give --hive a name, not an address".into()));
@@ -50,36 +46,19 @@ async fn answer(
 ) -> Result<(), KeeperError> {
     let mut jobs = Follower::new(server, render, settings.duration("timeout"))?;
     let (model, has_template) = provision(render, server, &mut jobs, &model).await?;
-    let operation = QueenOperation::Infer(Box::new(ask(settings, model, prompt, has_template)));
-    let operation = serde_json::to_value(operation).unwrap_or_default();
-    let mut pauses = BUSY_PAUSES.iter();
-    loop {
-        match stream(render, &mut jobs, &operation).await {
-            Err(KeeperError::Refused(failure)) if failure.code == Code::AllSlotsBusy => {
-                let Some(pause) = pauses.next() else { return Err(failure.into()) };
-                render.say(&format!("{}; trying again in {} s", failure.message, pause.as_secs()));
-                tokio::time::sleep(*pause).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Runs the inference and shows it: tokens as they come, or with --json the result alone.
-async fn stream(render: &Render, jobs: &mut Follower<'_>, operation: &Value) -> Result<(), KeeperError> {
+    let operation = operation(ask(settings, model, prompt, has_template));
     let mut ends_in_newline = true;
-    let result = jobs
-        .run(operation, &mut |event| {
-            if let JobEvent::Token { text, .. } = event
-                && !render.is_json()
-            {
-                render.clear();
-                ends_in_newline = text.ends_with('\n');
-                return render.answer(text);
-            }
-            Ok(())
-        })
-        .await;
+    let result = infer(render, &mut jobs, &operation, &mut |event| {
+        if let JobEvent::Token { text, .. } = event
+            && !render.is_json()
+        {
+            render.clear();
+            ends_in_newline = text.ends_with('\n');
+            return render.answer(text);
+        }
+        Ok(())
+    })
+    .await;
     let writing = |error: std::io::Error| KeeperError::local("writing the answer", error);
     if !ends_in_newline {
         render.answer("\n").map_err(writing)?;
@@ -88,14 +67,52 @@ async fn stream(render: &Render, jobs: &mut Follower<'_>, operation: &Value) -> 
     if render.is_json() {
         return render.value(&result).map_err(writing);
     }
-    if render.is_verbose() {
-        render.say(&format!("{} by worker {}", result["usage"], result["worker_id"].as_str().unwrap_or("")));
-    }
+    told_by(render, &result);
     Ok(())
 }
 
+/// The model that was asked for, as every node knows it.
+pub(super) fn model(named: Option<&str>) -> Result<String, KeeperError> {
+    let reference = match named {
+        Some(name) => Reference::parse(name),
+        None => Ok(Reference::default_model()),
+    };
+    Ok(reference.map_err(|error| KeeperError::Refused(error.into()))?.to_string())
+}
+
+pub(super) fn operation(infer: Infer) -> Value {
+    serde_json::to_value(QueenOperation::Infer(Box::new(infer))).unwrap_or_default()
+}
+
+/// Runs the inference, and tries again where every slot is busy.
+pub(super) async fn infer(
+    render: &Render,
+    jobs: &mut Follower<'_>,
+    operation: &Value,
+    each: Each<'_>,
+) -> Result<Value, KeeperError> {
+    let mut pauses = BUSY_PAUSES.iter();
+    loop {
+        match jobs.run(operation, &mut *each).await {
+            Err(KeeperError::Refused(failure)) if failure.code == Code::AllSlotsBusy => {
+                let Some(pause) = pauses.next() else { return Err(failure.into()) };
+                render.say(&format!("{}; trying again in {} s", failure.message, pause.as_secs()));
+                jobs.pause(*pause).await?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// With -v: who answered, and what that took.
+pub(super) fn told_by(render: &Render, result: &Value) {
+    if render.is_verbose() {
+        render.say(&format!("{} by worker {}", result["usage"], result["worker_id"].as_str().unwrap_or("")));
+    }
+}
+
 /// Has a node fetch the model unless one has it already; tells its id and whether it has a chat template.
-async fn provision(
+pub(super) async fn provision(
     render: &Render,
     server: &Server,
     jobs: &mut Follower<'_>,
@@ -140,10 +157,15 @@ fn ask(settings: &Settings, model: String, prompt: String, has_template: bool) -
         let start = settings.text("system").map_or_else(String::new, |system| format!("{system}\n\n"));
         (Some(start + &prompt), None)
     };
+    Infer { prompt, messages, ..asked_as(settings, model) }
+}
+
+/// An inference as the flags want it, with nothing asked yet.
+pub(super) fn asked_as(settings: &Settings, model: String) -> Infer {
     Infer {
         model,
-        prompt,
-        messages,
+        prompt: None,
+        messages: None,
         max_tokens: settings.number("max-tokens"),
         temperature: settings.float("temperature").map(|value| value as f32),
         top_p: settings.float("top-p").map(|value| value as f32),

@@ -36,6 +36,7 @@ pub async fn renew(
     if let Some(folder) = &record.links {
         links::make(folder, &record.program).map_err(super::InstallError::from)?;
     }
+    super::put_manuals(places, &mut record, render)?;
     let (role, line) = (record.role, record.command.clone());
     if let Some(unit) = record.service.unit(role, &places.user_config, places.home.as_deref()) {
         let text = record.service.text(role, &line, &places.dirs);

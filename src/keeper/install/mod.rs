@@ -168,6 +168,7 @@ fn put_files(
     record.save(state)?;
     let made = links::make(folder, &record.program).map_err(InstallError::from)?;
     render.say(&format!("symlinks: {} in {}", made.len(), folder.display()));
+    put_manuals(places, record, render)?;
     let config = places.dirs.config.join("config.toml");
     if config.symlink_metadata().is_ok() {
         render.say(&format!("configuration: {} is kept as it is", config.display()));
@@ -176,6 +177,20 @@ fn put_files(
         record.write(state, &config, &places::configuration(settings, record.role))?;
         render.say(&format!("configuration: {}", config.display()));
     }
+    Ok(())
+}
+
+/// Somebody else's page or completion of this name is left alone: nothing depends on ours.
+fn put_manuals(places: &Places, record: &mut Record, render: &Render) -> Result<(), KeeperError> {
+    for (path, text) in places.manuals() {
+        if path.symlink_metadata().is_ok() && !record.owns(&path) {
+            render.say(&format!("{} is kept as it is", path.display()));
+            continue;
+        }
+        record.make_folder(&places.dirs.state, path.parent().unwrap_or(Path::new("/")))?;
+        record.write(&places.dirs.state, &path, &text)?;
+    }
+    render.say("manual page and completions: `man rbee`; bash, zsh and fish find theirs at their next start");
     Ok(())
 }
 

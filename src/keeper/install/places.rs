@@ -3,7 +3,7 @@
 use super::InstallError;
 use super::record::Record;
 use super::unit::Role;
-use crate::cli::Action;
+use crate::cli::{self, Action};
 use crate::config::Settings;
 use crate::keeper::KeeperError;
 use crate::paths::Dirs;
@@ -69,6 +69,25 @@ impl Places {
 
     pub fn program(&self) -> PathBuf {
         self.bin.join("rbee")
+    }
+
+    /// The manual page, and what shells complete with, each with its place.
+    pub fn manuals(&self) -> Vec<(PathBuf, String)> {
+        let share = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let share = match (self.is_system, share, &self.home) {
+            (true, ..) | (false, None, None) => PathBuf::from("/usr/local/share"),
+            (false, Some(share), _) => share,
+            (false, None, Some(home)) => home.join(".local/share"),
+        };
+        let mut manuals = vec![(share.join("man/man1/rbee.1"), cli::man_page())];
+        for (shell, place) in [
+            ("bash", "bash-completion/completions/rbee"),
+            ("zsh", "zsh/site-functions/_rbee"),
+            ("fish", "fish/vendor_completions.d/rbee.fish"),
+        ] {
+            manuals.extend(cli::completion_script(shell).map(|script| (share.join(place), script)));
+        }
+        manuals
     }
 
     /// The daemon's command line. What the configuration says is not repeated, unless the file is another's.

@@ -82,10 +82,13 @@ impl Record {
             .map_err(|source| InstallError::Write { path: folder.to_owned(), source })
     }
 
+    pub fn owns(&self, path: &Path) -> bool {
+        self.files.iter().any(|written| written.path == path)
+    }
+
     /// Writes a file that was not there, or is ours already.
     pub fn write(&mut self, state: &Path, path: &Path, text: &str) -> Result<(), InstallError> {
-        let is_ours = self.files.iter().any(|written| written.path == path);
-        if !is_ours && path.symlink_metadata().is_ok() {
+        if !self.owns(path) && path.symlink_metadata().is_ok() {
             return Err(InstallError::Taken { path: path.to_owned() });
         }
         self.files.retain(|written| written.path != path);

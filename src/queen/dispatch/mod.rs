@@ -8,6 +8,7 @@ mod spawn;
 
 pub use slot::{Answer, Begun, Slot};
 
+use crate::http::metrics::Histogram;
 use crate::http::{client, reply, request};
 use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Decision, Verdict, View, Want};
@@ -61,6 +62,8 @@ pub struct Dispatcher {
     state: Mutex<State>,
     /// Wakes the queue when a slot is let go or a spawn ends.
     changed: watch::Sender<()>,
+    /// How long requests were in the queue.
+    pub waits: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +83,13 @@ struct Ticket<'d> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.dispatcher.state().queue.leave(self.number);
+        let waited = {
+            let mut state = self.dispatcher.state();
+            let waited = state.queue.waited(self.number, Instant::now());
+            state.queue.leave(self.number);
+            waited
+        };
+        self.dispatcher.waits.observe(waited);
         self.dispatcher.changed.send_replace(());
     }
 }
@@ -128,11 +137,22 @@ pub type Tell<'t> = &'t (dyn Fn(JobEvent) + Send + Sync);
 
 impl Dispatcher {
     pub fn new(registry: Arc<Registry>, limits: Limits) -> Arc<Self> {
-        Arc::new(Dispatcher { registry, limits, state: Mutex::default(), changed: watch::Sender::new(()) })
+        Arc::new(Dispatcher {
+            registry,
+            limits,
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
+            waits: Histogram::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the state panics")
+    }
+
+    /// Requests that are at workers now.
+    pub fn in_flight(&self) -> u32 {
+        self.state().queue.in_flight.values().sum()
     }
 
     /// Requests that wait for a slot now.
