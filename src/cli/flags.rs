@@ -241,3 +241,61 @@ pub static FORGET: Flag =
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
 pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");
 pub static YES: Flag = Flag::new("yes", Switch, "", "do it without asking").short('y');
+
+// What the commands with many flags take.
+pub static RUN_FLAGS: &[&Flag] = &[
+    &MODEL,
+    &PROMPT,
+    &SYSTEM,
+    &MAX_TOKENS,
+    &TEMPERATURE,
+    &TOP_P,
+    &TOP_K,
+    &MIN_P,
+    &SEED,
+    &STOP,
+    &ON_WORKER,
+    &DEVICE,
+    &EPHEMERAL,
+];
+pub static SERVE_FLAGS: &[&Flag] = &[
+    &LISTEN_QUEEN,
+    &MORE_QUEENS,
+    &NAME,
+    &QUEUE,
+    &QUEUE_WAIT,
+    &IDLE_TTL,
+    &ORPHAN_TTL,
+    &CONTAINMENT,
+    &MODELS_DIR,
+    &MEMORY,
+    &CATALOG,
+    &CATALOG_KEY_FILE,
+    &TRUST,
+    &LOG_FORMAT,
+    &DETACH,
+    &NOTIFY_FD,
+    &LEASE_FD,
+];
+pub static WORKER_FLAGS: &[&Flag] = &[
+    &MODEL_FILE,
+    &LISTEN_WORKER,
+    &HOST,
+    &PORT,
+    &ALIAS,
+    &CTX_SIZE,
+    &PARALLEL,
+    &THREADS_N,
+    &THREADS_BATCH,
+    &BATCH_SIZE,
+    &UBATCH_SIZE,
+    &DEVICE,
+    &N_GPU_LAYERS,
+    &CACHE_TYPE_K,
+    &CACHE_TYPE_V,
+    &FLASH_ATTN,
+    &CHAT_TEMPLATE,
+    &CHAT_TEMPLATE_FILE,
+    &LOG_FORMAT,
+    &LEASE_FD,
+];

@@ -1,6 +1,7 @@
 //! The manual page, written from the table as troff, with the man macros that every system's `man` knows.
 
-use super::table::{COMMANDS, role_words};
+use super::lookup::role_words;
+use super::table::COMMANDS;
 use super::{Command, Default, Flag, Group, LINK_NAMES, flags, sections};
 use crate::cli::help::{GROUPS, arguments};
 use crate::exit::Exit;

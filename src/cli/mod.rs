@@ -8,6 +8,7 @@
 mod completions;
 mod flags;
 mod help;
+mod lookup;
 mod man;
 mod parse;
 mod suggest;
@@ -16,10 +17,11 @@ pub mod value;
 
 pub use completions::script as completion_script;
 pub use help::overview;
+pub use lookup::{LINK_NAMES, find, section_flags, sections};
 pub use man::page as man_page;
 pub use parse::{Parsed, Request, UsageError, parse};
 pub use suggest::nearest;
-pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
+pub use table::COMMANDS;
 pub use value::Kind;
 
 /// What `rbee completions` takes.

@@ -1,7 +1,8 @@
 //! Words to a [`Request`]. Help and version are answered even when something else on the line is wrong, so the
 //! parser notes its first error and reads on.
 
-use super::table::{COMMANDS, find, next_words, role_words};
+use super::lookup::{find, next_words, role_words};
+use super::table::COMMANDS;
 use super::value::Value;
 use super::{Action, Command, Flag, flags, nearest};
 use super::{completions, help, man};

@@ -1,7 +1,7 @@
 //! Every command that works today. A long file on purpose: it is the table.
 
 use super::flags::*;
-use super::{Action, Command, Flag, Group, Positional, Role};
+use super::{Action, Command, Group, Positional, Role};
 
 const fn required(name: &'static str, help: &'static str) -> Positional {
     Positional { name, help, required: true, many: false }
@@ -46,21 +46,7 @@ pub static COMMANDS: &[Command] = &[
             required: false,
             many: true,
         }],
-        flags: &[
-            &MODEL,
-            &PROMPT,
-            &SYSTEM,
-            &MAX_TOKENS,
-            &TEMPERATURE,
-            &TOP_P,
-            &TOP_K,
-            &MIN_P,
-            &SEED,
-            &STOP,
-            &ON_WORKER,
-            &DEVICE,
-            &EPHEMERAL,
-        ],
+        flags: RUN_FLAGS,
         sections: &["run"],
         ..COMMAND
     },
@@ -438,25 +424,7 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "queen and hive in one process; what `run` starts by itself",
         details: "A bind beyond loopback needs a key: `rbee key create` makes one.",
-        flags: &[
-            &LISTEN_QUEEN,
-            &MORE_QUEENS,
-            &NAME,
-            &QUEUE,
-            &QUEUE_WAIT,
-            &IDLE_TTL,
-            &ORPHAN_TTL,
-            &CONTAINMENT,
-            &MODELS_DIR,
-            &MEMORY,
-            &CATALOG,
-            &CATALOG_KEY_FILE,
-            &TRUST,
-            &LOG_FORMAT,
-            &DETACH,
-            &NOTIFY_FD,
-            &LEASE_FD,
-        ],
+        flags: SERVE_FLAGS,
         sections: &["queen", "hive"],
         ..COMMAND
     },
@@ -545,28 +513,7 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "one model behind an OpenAI-compatible address, without queen or hive",
         details: "The flags have llama-server's names. The hive starts its workers with this command, too.",
-        flags: &[
-            &MODEL_FILE,
-            &LISTEN_WORKER,
-            &HOST,
-            &PORT,
-            &ALIAS,
-            &CTX_SIZE,
-            &PARALLEL,
-            &THREADS_N,
-            &THREADS_BATCH,
-            &BATCH_SIZE,
-            &UBATCH_SIZE,
-            &DEVICE,
-            &N_GPU_LAYERS,
-            &CACHE_TYPE_K,
-            &CACHE_TYPE_V,
-            &FLASH_ATTN,
-            &CHAT_TEMPLATE,
-            &CHAT_TEMPLATE_FILE,
-            &LOG_FORMAT,
-            &LEASE_FD,
-        ],
+        flags: WORKER_FLAGS,
         sections: &["worker"],
         ..COMMAND
     },
@@ -660,65 +607,4 @@ pub static COMMANDS: &[Command] = &[
         hidden: true,
         ..COMMAND
     },
-];
-
-/// The command with exactly this path, by its own name or an alias.
-pub fn find(words: &[&str]) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.paths().any(|path| path == words))
-}
-
-impl Command {
-    /// Its own path, then the aliases.
-    pub fn paths(&self) -> impl Iterator<Item = &'static [&'static str]> {
-        std::iter::once(self.path).chain(self.aliases.iter().copied())
-    }
-}
-
-/// The words that may follow these: the next level of the tree of commands, aliases included, hidden ones not.
-pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
-    let mut next = Vec::new();
-    for path in COMMANDS.iter().filter(|c| !c.hidden).flat_map(|c| c.paths()) {
-        if path.len() > words.len() && path[..words.len()] == *words && !next.contains(&path[words.len()]) {
-            next.push(path[words.len()]);
-        }
-    }
-    next
-}
-
-/// The tables that a configuration file may have.
-pub fn sections() -> impl Iterator<Item = &'static str> {
-    let owned = |(at, command): (usize, &Command)| match command.sections {
-        // Commands that share a table's flags come after its owner.
-        [section] if COMMANDS[..at].iter().all(|before| before.sections != [*section]) => Some(*section),
-        _ => None,
-    };
-    COMMANDS.iter().enumerate().filter_map(owned)
-}
-
-/// The flags that may be keys of a table.
-pub fn section_flags(section: &str) -> impl Iterator<Item = &'static Flag> {
-    let owner = COMMANDS.iter().find(|command| command.sections == [section]);
-    owner.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden)
-}
-
-/// What a symlink's name stands for; `rbee` and any other name mean the keeper.
-pub fn role_words(program: &str) -> &'static [&'static str] {
-    match program {
-        "rbee-queen" | "queen-rbee" => &["queen", "serve"],
-        "rbee-hive" => &["hive", "serve"],
-        "rbee-worker" | "llm-worker-rbee" => &["worker", "serve"],
-        "rbee-catalog" => &["catalog", "serve"],
-        _ => &[],
-    }
-}
-
-/// The names `rbee links` makes: those of `role_words`, and the keeper's.
-pub const LINK_NAMES: &[&str] = &[
-    "rbee-keeper",
-    "rbee-queen",
-    "queen-rbee",
-    "rbee-hive",
-    "rbee-worker",
-    "llm-worker-rbee",
-    "rbee-catalog",
 ];
