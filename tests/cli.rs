@@ -337,6 +337,25 @@ fn beside_the_program_links_are_relative() {
 }
 
 #[test]
+fn a_daemon_that_is_not_there_is_tried_three_times_each_told_and_then_what_to_check() {
+    let account = Account::new();
+    let nobody = ["--queen", "http://127.0.0.1:9"];
+    for command in
+        [&["status"][..], &["hive", "list"], &["job", "list"], &["workers", "health"], &["model", "list"]]
+    {
+        let answer = account.rbee(&[command, &nobody].concat());
+        for words in
+            ["try 2 of 3 in 200 ms", "try 3 of 3 in 400 ms", "CONNECTION_FAILED", "rbee queen status"]
+        {
+            answer.fails(1, words);
+        }
+        let quiet = account.rbee(&[command, &nobody, &["-q"]].concat());
+        quiet.fails(1, "CONNECTION_FAILED");
+        assert!(!quiet.stderr.contains("try 2"), "{quiet:?}");
+    }
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_failure() {
     let account = Account::new();
     let mut command = account.command(&["help"]);

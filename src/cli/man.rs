@@ -20,6 +20,7 @@ const VARIABLES: &[(&str, &str)] = &[
 const FILES: &[(&str, &str)] = &[
     ("~/.config/rbee/config.toml, /etc/rbee/config.toml", "configuration of a user and of the system"),
     ("~/.cache/rbee, as root /var/lib/rbee", "state: installed workers, records of models, journals of jobs"),
+    ("chat_history in the state", "what was typed in conversations, for its owner alone"),
     ("~/.cache/rbee/logs, as root /var/log/rbee", "logs of daemons, workers and builds"),
     ("$XDG_RUNTIME_DIR/rbee, as root /run/rbee", "sockets; without such a directory run/ in the state"),
     ("~/.cache/huggingface/hub", "the models' files, shared with other tools"),
