@@ -2,10 +2,11 @@
 //! commands find it. So `rbee status` works on the daemon's machine whatever keys others need. It is worth nothing once
 //! the daemon has ended: whoever then takes its port learns no secret.
 
-use super::{KeyError, Secret, book::replace};
+use super::{KeyError, Secret};
 use crate::http::client::Target;
 use crate::wire::digest::Digest;
 use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +42,16 @@ impl LocalKey {
         let record = Record { addresses, key: self.secret.reveal().to_owned() };
         let writing = |source| KeyError::Write { path: self.path.clone(), source };
         let text = serde_json::to_vec(&record).map_err(|error| writing(error.into()))?;
-        replace(&self.path, &text).map_err(writing)
+        // Whole or not at all, but not synced: after a power cut it is worth nothing anyway, and a start has no time to lose.
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let put = || {
+            // Made with mode 0600.
+            let mut fresh = tempfile::NamedTempFile::new_in(folder)?;
+            fresh.write_all(&text)?;
+            fresh.persist(&self.path)?;
+            Ok(())
+        };
+        put().map_err(writing)
     }
 
     /// The key for a daemon of this state directory, if `target` is one on this machine.
@@ -70,7 +80,6 @@ fn place(state: &Path, role: &str) -> PathBuf {
 }
 
 fn read(path: &Path) -> Option<Record> {
-    use std::io::Read;
     let mut text = String::new();
     std::fs::File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
