@@ -110,6 +110,9 @@ Ask:
 Fleet:
   hive list (ls)              the machines of the fleet
   hive get (show) NAME        one machine: devices, workers, models
+  hive install USER@HOST      set up a hive on another machine, over ssh
+  hive update NAME            bring this program to a hive that was installed from here
+  hive uninstall NAME         stop such a hive, remove it from its machine, and forget it
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
   workers health              does each running worker answer; exits 1 if not
@@ -150,6 +153,12 @@ Jobs:
   job follow ID               watch a job from its first event on
   job cancel ID               stop a job and show what was stopped
 
+Keys:
+  key create                  make a key for this machine's daemons; prints it, this once
+  key list (ls)               the keys, and the hives that have joined
+  key revoke (rm) NAME        take a key back; what it has opened closes within a second
+  token                       make a token that lets one hive join the fleet, once
+
 Daemons:
   serve                       queen and hive in one process; what `run` starts by itself
   queen serve                 the fleet's one address; needs no GPU
@@ -160,6 +169,8 @@ Daemons:
   hive stop                   stop the hive of this machine and its workers
   worker serve                one model behind an OpenAI-compatible address, without queen or hive
   catalog serve               recipes of workers for other machines, and the source of this rbee
+  install                     put program, symlinks, configuration and unit in place, and start
+  uninstall                   stop and take away what `install` has put in place
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive

@@ -1,6 +1,7 @@
 //! The manual page, written from the table as troff, with the man macros that every system's `man` knows.
 
-use super::table::{COMMANDS, role_words};
+use super::lookup::role_words;
+use super::table::COMMANDS;
 use super::{Command, Default, Flag, Group, LINK_NAMES, flags, sections};
 use crate::cli::help::{GROUPS, arguments};
 use crate::exit::Exit;
@@ -25,7 +26,7 @@ const FILES: &[(&str, &str)] = &[
     ("~/.cache/huggingface/hub", "the models' files, shared with other tools"),
 ];
 
-pub(super) fn page() -> String {
+pub fn page() -> String {
     let mut text = String::from(".\\\" Written by `rbee man`.\n");
     let _ = writeln!(text, ".TH RBEE 1 \"\" \"rbee {}\" \"User Commands\"", escaped(crate::wire::VERSION));
     section(&mut text, "NAME");

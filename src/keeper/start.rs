@@ -3,7 +3,7 @@
 
 use crate::config::Settings;
 use crate::daemon::{self, READY};
-use crate::http::client::AskError;
+use crate::http::client::{AskError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
@@ -61,7 +61,7 @@ pub async fn ensure(
     if is_answering(server).await? {
         return Ok(None);
     }
-    if server.is_hive || !is_here(server) {
+    if server.is_hive || !is_here(&server.target) {
         server.get::<crate::wire::fleet::Health>("/health", render).await?;
         return Ok(None);
     }
@@ -91,19 +91,14 @@ async fn is_answering(server: &Server) -> Result<bool, KeeperError> {
 }
 
 /// Whether the queen's address is this machine's: only then is she ours to start.
-fn is_here(server: &Server) -> bool {
-    host_of(server)
-        .is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+pub fn is_here(target: &Target) -> bool {
+    target.host_and_port().is_some_and(|(host, _)| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
 }
 
 fn authority_of(server: &Server) -> Option<String> {
     server.target.to_string().strip_prefix("http://").map(str::to_owned)
-}
-
-fn host_of(server: &Server) -> Option<String> {
-    let authority = authority_of(server)?;
-    let (host, _) = authority.rsplit_once(':')?;
-    Some(host.trim_matches(['[', ']']).to_owned())
 }
 
 /// One start at a time on a state directory.
