@@ -6,15 +6,17 @@
 //!
 //! In a file, global flags are keys at the top, a role's flags are keys of its table (`[queen]`, `[hive]`, `[worker]`,
 //! `[run]`, `[spawn]`); a key is a flag's name with underscores, but `queen_url` and `hive_name` for the global
-//! `--queen` and `--hive`, whose names are tables. `[hives.NAME]` is about other machines and not read
-//! here. Files are checked whole, whatever the command needs of them, so that a slip shows at once.
+//! `--queen` and `--hive`, whose names are tables. `[hives.NAME]` is about another machine
+//! ([`Machine`]). Files are checked whole, whatever the command needs of them, so that a slip shows at once.
 //! Variables that start with `RBEE_` and belong to no flag are left alone: they may be another version's.
 
 mod file;
+mod machine;
 
 use crate::cli::value::Value;
 use crate::cli::{Command, Default, Flag, Parsed, global_flags};
 use file::{FILE_BYTES_MAX, File};
+pub use machine::Machine;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -82,6 +84,7 @@ pub struct Settings {
     command: &'static Command,
     values: BTreeMap<&'static str, (Vec<Value>, Origin)>,
     positionals: Vec<String>,
+    machines: BTreeMap<String, Machine>,
 }
 
 impl Settings {
@@ -122,7 +125,16 @@ impl Settings {
                 values.insert(flag.name, (found, origin));
             }
         }
-        Ok(Settings { command: parsed.command, values, positionals: parsed.positionals })
+        let mut machines: BTreeMap<String, Machine> = BTreeMap::new();
+        for (name, mut machine) in files.into_iter().flat_map(|file| file.machines) {
+            if let Some(identity) = machine.identity.take() {
+                let mut identity = Value::Path(identity);
+                expand_home(&mut identity, &env);
+                machine.identity = if let Value::Path(path) = identity { Some(path) } else { None };
+            }
+            machines.entry(name).or_insert(machine);
+        }
+        Ok(Settings { command: parsed.command, values, positionals: parsed.positionals, machines })
     }
 
     /// The same, with the environment and the files of this process.
@@ -169,6 +181,11 @@ impl Settings {
 
     pub fn positionals(&self) -> &[String] {
         &self.positionals
+    }
+
+    /// What `[hives.NAME]` says of a machine; of several files, the strongest that names it.
+    pub fn machine(&self, name: &str) -> Option<&Machine> {
+        self.machines.get(name)
     }
 
     /// None: not given and without a default.
@@ -391,7 +408,7 @@ mod tests {
     #[test]
     fn global_keys_stand_at_the_top_and_a_roles_own_in_its_table() {
         let file =
-            [("/c", "queen_url = 'http://top'\n[hive]\nqueen = 'http://hive'\n[hives.far]\nanything = 1\n")];
+            [("/c", "queen_url = 'http://top'\n[hive]\nqueen = 'http://hive'\n[hives.far]\nport = 1\n")];
         assert_eq!(resolve("rbee status", &[], &file).unwrap().text("queen"), Some("http://top"));
         assert_eq!(resolve("rbee hive serve", &[], &file).unwrap().text("queen"), Some("http://hive"));
         // The embedded hive's queen is the one beside it, whatever the others on this machine ask.
@@ -479,5 +496,28 @@ mod tests {
     #[should_panic(expected = "has no flag `slots`")]
     fn asking_for_a_flag_the_command_lacks_is_a_bug() {
         let _ = resolve("rbee status", &[], &[]).unwrap().number::<u32>("slots");
+    }
+
+    #[test]
+    fn a_machine_is_told_by_the_strongest_file_and_its_slips_by_their_line() {
+        let text = "[hives.gpu]\nhost = '10.0.0.7'\nuser = 'u'\nport = 2222\nidentity = '~/k'\n[hives.b]\nidentity = 'k'\n";
+        let files = [("/c/config.toml", text), ("/etc/rbee/config.toml", "[hives.gpu]\nport = 1\n")];
+        let settings = resolve("rbee status", &[("HOME", "/home/u")], &files).unwrap();
+        let gpu = settings.machine("gpu").unwrap();
+        assert_eq!(
+            (gpu.host.as_deref(), gpu.user.as_deref(), gpu.port),
+            (Some("10.0.0.7"), Some("u"), Some(2222))
+        );
+        assert_eq!(gpu.identity.as_deref(), Some(Path::new("/home/u/k")));
+        assert_eq!(settings.machine("b").unwrap().identity.as_deref(), Some(Path::new("/c/k")));
+        assert_eq!(settings.machine("c"), None);
+        for (text, words) in [
+            ("[hives.gpu]\nprot = 1\n", "/c:2: unknown key `hives.gpu.prot`, did you mean `port`?"),
+            ("[hives.gpu]\nport = 0\n", "/c:2: `hives.gpu.port` = `0` is not a whole number from 1 to 65535"),
+            ("[hives]\ngpu = 'x'\n", "/c:2: `hives.gpu` = `string` is not a table"),
+        ] {
+            let error = resolve("rbee status", &[], &[("/c", text)]).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
     }
 }

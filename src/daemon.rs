@@ -229,6 +229,28 @@ pub fn detach() -> Result<(), DaemonError> {
     }
 }
 
+/// An address that a client on this machine can use, where we listen on all of them.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut reachable = address;
+    if address.ip().is_unspecified() {
+        reachable.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    reachable
+}
+
+/// The machine's own name, without its domain.
+pub fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy().into_owned();
+    match name.split('.').next() {
+        Some(short) if !short.is_empty() => short.to_owned(),
+        _ => "localhost".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

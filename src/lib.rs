@@ -18,6 +18,7 @@
 //!
 //! Plumbing
 //! - [`process`]: process trees under a shim, leases, receipts.
+//! - [`keys`]: who may ask: keys and join tokens on disk, the key of the moment, a node's keys for its queens.
 //! - [`http`]: server, client, the link's HTTP/2, event streams, the guard.
 //! - [`daemon`]: a long-running role's start: lock, addresses, readiness.
 //! - [`shutdown`]: signals to a token tree and a task tracker.
@@ -47,6 +48,7 @@ pub mod hive;
 pub mod http;
 pub mod job;
 pub mod keeper;
+pub mod keys;
 pub mod model;
 pub mod paths;
 pub mod pkgbuild;

@@ -7,13 +7,14 @@ pub use catalog::catalog;
 
 use crate::catalog::Catalog;
 use crate::config::Settings;
-use crate::daemon::{self, DaemonError, Lock, Notify};
+use crate::daemon::{self, DaemonError, Lock, Notify, host_name, reachable};
 use crate::hive::{self, Hive};
 use crate::http::auth::Guard;
 use crate::http::client::{ClientError, Target};
 use crate::http::server::{self, Listener, Service};
 use crate::http::url::{BadUrl, Url};
 use crate::http::{link, resolve};
+use crate::keys::{self, JoinError, KeyError, LocalKey, Passes, Ring};
 use crate::model::{Hub, HubError, Settings as StoreSettings, Store, StoreError};
 use crate::paths::{Dirs, PathError};
 use crate::queen::{self, Queen, dispatch::Limits};
@@ -58,10 +59,14 @@ pub enum ServeError {
     Trust(#[source] BadUrl),
     #[error("reading --queen")]
     Queen(#[source] ClientError),
-    #[error("reading or writing the node's id `{}`", path.display())]
-    Node { path: std::path::PathBuf, source: std::io::Error },
     #[error("reading --dir")]
     Recipes(#[source] crate::catalog::FolderError),
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    #[error("`--join -`: reading the token from stdin")]
+    Token(#[source] std::io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error("catching signals")]
     Signals(#[source] std::io::Error),
 }
@@ -86,11 +91,13 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
 
     let name = settings.text("name").map_or_else(host_name, str::to_owned);
     let key = daemon::api_key(settings)?;
-    let guard = Arc::new(Guard::new(
-        vec![host_name(), format!("{}.local", host_name()), name.clone()],
-        key.as_deref(),
-    ));
+    let ring = Arc::new(Ring::open(&dirs.state)?);
+    let local = LocalKey::make(&dirs.state, if roles == Roles::Hive { "hive" } else { "queen" })?;
+    let names = vec![host_name(), format!("{}.local", host_name()), name.clone()];
+    let guard = Guard::new(names, key.as_deref()).with_ring(ring.clone()).with_local(local.digest());
+    let guard = Arc::new(guard);
     let listeners = listen(settings, &guard).await?;
+    local.publish(listeners.iter().map(|(address, _)| *address).collect())?;
     let base_url =
         listeners.first().map_or_else(String::new, |(address, _)| format!("http://{}", reachable(*address)));
 
@@ -105,13 +112,16 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             journals: dirs.jobs.join("queen"),
             limits,
             shares_its_log: roles == Roles::Both,
+            listen: listeners.iter().map(|(address, _)| address.to_string()).collect(),
+            keys: ring,
         };
         Queen::new(options, shutdown.clone())
     });
     let hive = match roles {
         Roles::Queen => None,
         Roles::Hive | Roles::Both => {
-            let mut options = hive_options(settings, &dirs, name, base_url, key.as_deref())?;
+            let node = keys::node_id(&dirs.state)?;
+            let mut options = hive_options(settings, &dirs, name, base_url, key)?;
             // RBEE_QUEEN may well name the queen in this very process, whom the hive has a shorter link to.
             let is_us = |queen: &Target| {
                 listeners.iter().any(|(address, _)| queen.to_string() == format!("http://{address}"))
@@ -122,7 +132,10 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             let mut about = StoreSettings::new(models.to_owned(), hub, options.builds.clone());
             about.trusted = trusted(settings)?;
             let store = Store::open(about)?;
-            Some(Hive::start(options, node_id(&dirs.state)?, store, shutdown.clone()).await)
+            if roles == Roles::Hive {
+                use_token(settings, &mut options, &node).await?;
+            }
+            Some(Hive::start(options, node, store, shutdown.clone()).await)
         }
     };
     if let (Some(queen), Some(hive)) = (&queen, &hive) {
@@ -157,7 +170,7 @@ async fn join(queen: &Arc<Queen>, hive: &Arc<Hive>, shutdown: &Shutdown) {
     let name = hello.hive.clone();
     let (serving, attaching) = (hive.clone(), queen.clone());
     shutdown.spawn(async move { serving.serve_link(hives_end).await });
-    shutdown.spawn(async move { attaching.attach(hello, queens_end).await });
+    shutdown.spawn(async move { attaching.attach(hello, queens_end, std::future::pending()).await });
     let mut fleet = queen.registry.watch();
     tokio::select! {
         _ = fleet.wait_for(|fleet| fleet.hives.contains_key(&name)) => {}
@@ -181,27 +194,15 @@ async fn listen(settings: &Settings, guard: &Guard) -> Result<Vec<(SocketAddr, L
     Ok(listeners)
 }
 
-/// An address that a client on this machine can use, where we listen on all of them.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let mut reachable = address;
-    if address.ip().is_unspecified() {
-        reachable.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    reachable
-}
-
 fn hive_options(
     settings: &Settings,
     dirs: &Dirs,
     name: String,
     base_url: String,
-    key: Option<&str>,
+    key: Option<String>,
 ) -> Result<hive::Options, ServeError> {
     let queens: Result<Vec<Target>, ClientError> =
-        settings.texts("queen").into_iter().map(|url| Ok(Target::parse(url)?.with_key(key))).collect();
+        settings.texts("queen").into_iter().map(Target::parse).collect();
     let rung_max = settings.text("containment").map(|rung| rung.replace('-', " "));
     let catalog_key = daemon::key_file(settings, "catalog-key-file")?;
     Ok(hive::Options {
@@ -209,6 +210,7 @@ fn hive_options(
         base_url,
         journals: dirs.jobs.join("hive"),
         queens: queens.map_err(ServeError::Queen)?,
+        passes: Arc::new(Passes::new(dirs.state.clone(), key)),
         workers: hive::WorkerSettings {
             shims: dirs.run.join("shims"),
             run: dirs.run.clone(),
@@ -235,6 +237,26 @@ fn hive_options(
     })
 }
 
+/// `--join`: exchanges the token before anything else starts, so that one that is refused is told at once. A queen who cannot be
+/// reached yet is asked again whenever she is dialled.
+async fn use_token(settings: &Settings, options: &mut hive::Options, node: &str) -> Result<(), ServeError> {
+    let Some(token) = settings.text("join").map(keys::read_token).transpose().map_err(ServeError::Token)?
+    else {
+        return Ok(());
+    };
+    let Some(queen) = options.queens.first().cloned() else { return Ok(()) };
+    let passes = Arc::get_mut(&mut options.passes).expect("nobody else has these options yet");
+    passes.join_with(&queen, token);
+    match options.passes.join(&queen, &options.name, node).await {
+        Err(JoinError::Unreachable(error)) => {
+            let reason = crate::wire::failure::chain(&error);
+            tracing::warn!(%queen, reason, "not joined yet; trying on");
+            Ok(())
+        }
+        joined => Ok(joined?),
+    }
+}
+
 /// This process's environment, as far as it is text.
 fn variables() -> Vec<(String, String)> {
     let text = |value: std::ffi::OsString| value.into_string().ok();
@@ -254,39 +276,4 @@ fn hub(state: &Path) -> Result<Hub, HubError> {
         None if name == "XDG_CACHE_HOME" && !has_home => Some(state.into()),
         value => value,
     })
-}
-
-/// This machine's id: made once, kept with its state.
-fn node_id(state: &Path) -> Result<String, ServeError> {
-    let path = state.join("node");
-    let failed = |source| ServeError::Node { path: path.clone(), source };
-    match std::fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
-        Ok(_) => fresh_node_id(state, &path).map_err(failed),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            fresh_node_id(state, &path).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-fn fresh_node_id(state: &Path, path: &Path) -> std::io::Result<String> {
-    use std::io::Write;
-    let id = crate::wire::id::fresh().to_string();
-    let mut file = tempfile::NamedTempFile::new_in(state)?;
-    writeln!(file, "{id}")?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(state)?.sync_all()?;
-    Ok(id)
-}
-
-/// The machine's own name, without its domain.
-fn host_name() -> String {
-    let uname = rustix::system::uname();
-    let name = uname.nodename().to_string_lossy().into_owned();
-    match name.split('.').next() {
-        Some(short) if !short.is_empty() => short.to_owned(),
-        _ => "localhost".into(),
-    }
 }

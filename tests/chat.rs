@@ -1,9 +1,10 @@
 //! `rbee chat` as a person at a terminal uses it, and as a script at a pipe.
 
-use crate::support::node::{Daemon, PATIENCE, Place, alone, chat as ask, said, slow, until};
+use crate::support::node::{Daemon, PATIENCE, Place, alone, chat as ask, said, signal_pid, slow, until};
 use crate::support::terminal::{CTRL_C, CTRL_D, ENTER, LEFT, Terminal, UP};
+use rustix::process::Signal;
 use serde_json::Value;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
@@ -100,6 +101,56 @@ fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation() {
         let history = std::fs::read_to_string(history).unwrap();
         let typed: Vec<&str> = history.lines().collect();
         assert_eq!(typed[..2], ["Say something.", "/frob"], "{history}");
+    });
+}
+
+#[test]
+fn at_a_terminal_a_message_may_have_several_lines_typed_or_pasted() {
+    alone(|| {
+        let place = Place::new();
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let args = ["--max-tokens", "2", "--system", "Be brief."];
+        let Some(mut terminal) = Terminal::start(&chat(&place, &daemon.url(), &args)) else { return };
+        for message in
+            ["\u{1b}[200~pasted\nlines\u{1b}[201~", "\"\"\"\rblock\r\"\"\"", "goes\\\ron", "alt\u{1b}\renter"]
+        {
+            terminal.shows(PROMPT);
+            terminal.press(&format!("{message}{ENTER}"));
+            // The end of this turn's editing, and then the next one's prompt.
+            terminal.shows(PASTE_OFF);
+        }
+        terminal.shows(PROMPT);
+        let saved = place.path("saved.json");
+        terminal.press(&format!("/sa\t{}{ENTER}", saved.display()));
+        terminal.shows("saved in");
+        terminal.press(&format!("/quit{ENTER}"));
+        assert_eq!(terminal.ends().code(), Some(0));
+        let saved: Value = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
+        let messages = saved["messages"].as_array().unwrap();
+        let typed: Vec<&str> = messages
+            .iter()
+            .filter(|message| message["role"] != "assistant")
+            .map(|message| message["content"].as_str().unwrap())
+            .collect();
+        assert_eq!(typed, ["Be brief.", "pasted\nlines", "block", "goes\non", "alt\nenter"], "{saved}");
+    });
+}
+
+#[test]
+fn at_a_pipe_ctrl_c_ends_it() {
+    alone(|| {
+        let place = Place::new();
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let mut command = chat(&place, &daemon.url(), &["--max-tokens", "2", "--json"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"hello\n").unwrap();
+        let mut answer = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+        assert!(answer.contains("finish_reason"), "{answer}");
+        // It waits for the next turn now, or is about to.
+        signal_pid(child.id() as i32, Signal::INT);
+        assert_eq!(child.wait().unwrap().code(), Some(130));
     });
 }
 

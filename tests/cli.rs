@@ -110,6 +110,9 @@ Ask:
 Fleet:
   hive list (ls)              the machines of the fleet
   hive get (show) NAME        one machine: devices, workers, models
+  hive install USER@HOST      set up a hive on another machine, over ssh
+  hive update NAME            bring this program to a hive that was installed from here
+  hive uninstall NAME         stop such a hive, remove it from its machine, and forget it
   hive drain NAME             take a machine out of service when what runs there is done
   workers list (ls), ps       running workers and the models they hold
   workers get (show) ID       one running worker
@@ -153,6 +156,12 @@ Jobs:
   job follow ID               watch a job from its first event on
   job cancel ID               stop a job and show what was stopped
 
+Keys:
+  key create                  make a key for this machine's daemons; prints it, this once
+  key list (ls)               the keys, and the hives that have joined
+  key revoke (rm) NAME        take a key back; what it has opened closes within a second
+  token                       make a token that lets one hive join the fleet, once
+
 Daemons:
   serve                       queen and hive in one process; what `run` starts by itself
   queen serve                 the fleet's one address; needs no GPU
@@ -165,6 +174,8 @@ Daemons:
   hive stop                   stop the hive of this machine and its workers
   worker serve                one model behind an OpenAI-compatible address, without queen or hive
   catalog serve               recipes of workers for other machines, and the source of this rbee
+  install                     put program, symlinks, configuration and unit in place, and start
+  uninstall                   stop and take away what `install` has put in place
 
 And:
   links DIR                   make symlinks that choose a role by their name, such as rbee-hive
@@ -328,6 +339,25 @@ fn beside_the_program_links_are_relative() {
     assert_eq!(account.rbee(&["links", dir]).code, Some(0));
     assert_eq!(std::fs::read_link(account.path("rbee-queen")).unwrap(), Path::new("rbee"));
     assert_eq!(account.rbee(&["links", dir, "--remove"]).stdout.lines().count(), rbee::cli::LINK_NAMES.len());
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_tried_three_times_each_told_and_then_what_to_check() {
+    let account = Account::new();
+    let nobody = ["--queen", "http://127.0.0.1:9"];
+    for command in
+        [&["status"][..], &["hive", "list"], &["job", "list"], &["workers", "health"], &["model", "list"]]
+    {
+        let answer = account.rbee(&[command, &nobody].concat());
+        for words in
+            ["try 2 of 3 in 200 ms", "try 3 of 3 in 400 ms", "CONNECTION_FAILED", "rbee queen status"]
+        {
+            answer.fails(1, words);
+        }
+        let quiet = account.rbee(&[command, &nobody, &["-q"]].concat());
+        quiet.fails(1, "CONNECTION_FAILED");
+        assert!(!quiet.stderr.contains("try 2"), "{quiet:?}");
+    }
 }
 
 #[test]

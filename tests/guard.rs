@@ -82,6 +82,13 @@ fn with_a_key_only_its_holder_is_let_in_and_the_log_never_shows_it() {
     });
 }
 
+fn path_of<E>(route: &Route<E>) -> String {
+    let path = route.path.replace("{name}", "one").replace("{rest*}", "v1/info");
+    let path = path.replace("{id}", "x").replace("{id*}", "x");
+    assert!(!path.contains('{'), "{path}");
+    path
+}
+
 /// Every method on every path of a table, with a header that is not ours.
 fn refuses_foreigners<E>(daemon: &Daemon, table: &[Route<E>]) {
     let ours = &daemon.address;
@@ -95,13 +102,7 @@ fn refuses_foreigners<E>(daemon: &Daemon, table: &[Route<E>]) {
     ];
     let mut asked = 0;
     for route in table {
-        let path = route
-            .path
-            .replace("{name}", "one")
-            .replace("{id}", "x")
-            .replace("{id*}", "x")
-            .replace("{rest*}", "v1/info");
-        assert!(!path.contains('{'), "{path}");
+        let path = path_of(route);
         for (method, headers) in
             METHODS.iter().flat_map(|method| foreign.iter().map(move |headers| (method, headers)))
         {
@@ -122,5 +123,54 @@ fn a_foreign_host_or_origin_is_refused_on_every_method_of_every_route() {
         queen.has_hives(1);
         refuses_foreigners(&queen, rbee::queen::TABLE);
         refuses_foreigners(&hive, rbee::hive::TABLE);
+    });
+}
+
+/// Every method on every path of a table, without a key and with a wrong one; and with the right one, from elsewhere.
+fn asks_for_its_key<E>(daemon: &Daemon, table: &[Route<E>]) {
+    let ours = &daemon.address;
+    let mut asked = 0;
+    for route in table {
+        let path = path_of(route);
+        let is_open = ["/health", "/v1/health"].contains(&path.as_str());
+        for method in METHODS {
+            let ask = |headers: &str| {
+                daemon.raw(&format!("{method} {path} HTTP/1.1\r\nhost: {headers}\r\ncontent-length: 0"))
+            };
+            let (none, wrong) = (ask(ours), ask(&format!("{ours}\r\nauthorization: Bearer {KEY}x")));
+            // Who joins shows a token, which the route itself looks at.
+            let is_joining = path == "/v1/join";
+            assert_eq!(none == 401, !is_open, "{method} {path}: {none}");
+            assert!(
+                if is_open { wrong != 401 } else { wrong == 401 || is_joining && wrong >= 400 },
+                "{method} {path}: {wrong}"
+            );
+            let right = format!("authorization: Bearer {KEY}");
+            for foreign in [
+                format!("evil.example\r\nauthorization: Bearer {KEY}x"),
+                format!("{ours}\r\n{right}\r\norigin: https://evil.example"),
+                format!("{ours}\r\n{right}\r\norigin: null"),
+                format!("{ours}\r\n{right}\r\nsec-fetch-site: cross-site"),
+            ] {
+                let answer = ask(&foreign);
+                let is_refused = answer == 403 || (is_joining || path == "/v1/link") && answer >= 400;
+                assert!(is_refused, "{method} {path}, {foreign}: {answer}");
+            }
+            asked += 6;
+        }
+    }
+    println!("{asked} requests, each refused as it should be");
+}
+
+#[test]
+fn a_key_is_asked_for_on_every_method_of_every_route() {
+    alone(|| {
+        let place = Place::new();
+        let env = [("RBEE_API_KEY", KEY)];
+        let queen = Daemon::try_start(&place, "queen serve", &[], &env).unwrap();
+        let hive = Daemon::try_start(&place, "hive serve", &[], &env).unwrap();
+        asks_for_its_key(&queen, rbee::queen::TABLE);
+        asks_for_its_key(&hive, rbee::hive::TABLE);
+        assert!(!queen.log().contains("open-sesame") && !hive.log().contains("open-sesame"));
     });
 }

@@ -1,6 +1,6 @@
 //! Jobs as clients see them: streams that replay, ends that are told, cancels that are awaited, on queen and hive alike.
 
-use crate::support::node::{Daemon, Place, slow, until};
+use crate::support::node::{Daemon, Job, Place, slow, until};
 use rbee::http::{client, reply};
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -231,7 +231,9 @@ fn jobs_survive_an_orderly_restart_and_a_kill_with_their_events_keys_and_receipt
     let again = daemon.follow(&cold.id);
     assert_eq!(again.done(), cold.done());
     assert!(again.find("narration").unwrap()["message"].as_str().unwrap().contains("starting"), "{again:?}");
-    assert!(again.events.len() < cold.events.len());
+    // However many there were: a quick load tells few.
+    let progress = |job: &Job| job.events.iter().filter(|(name, _)| name == "progress").count();
+    assert_eq!(progress(&again), progress(&cold).min(1), "{again:?}");
     assert!(told(&daemon, &done.id, events - 1).starts_with(&format!("id: {}\nevent: result\n", events - 1)));
     assert_eq!(told(&daemon, &done.id, events), "data: [DONE]\n\n");
     assert!(told(&daemon, &done.id, u64::MAX).starts_with(&format!("id: {}\nevent: result\n", events - 1)));

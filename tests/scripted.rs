@@ -53,7 +53,8 @@ impl Service for Engine {
         let bytes = request.json_bytes(1 << 20).await?;
         let script: Script = request::parse(&bytes)?;
         if script.ends_you {
-            std::process::abort();
+            // It dies as one does that the kernel kills.
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
         }
         if !script.stream {
             let usage = json!({"prompt_tokens": 1, "completion_tokens": script.max_tokens});
@@ -64,9 +65,10 @@ impl Service for Engine {
             let token = Bytes::from_static(
                 b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\" bee\"}}]}\n\n",
             );
+            let mut pace = tokio::time::interval(Duration::from_micros(script.pause_us.max(1)));
             for _ in 0..script.max_tokens {
                 if script.pause_us > 0 {
-                    tokio::time::sleep(Duration::from_micros(script.pause_us)).await;
+                    pace.tick().await;
                 }
                 if events.raw(token.clone()).await.is_err() {
                     return;

@@ -10,7 +10,7 @@ const LINES_MAX: usize = 700;
 /// Modules from the ground up. A module may use those of its own layer and below; a role may not use another role.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("vocabulary", &["cli", "config", "wire", "paths", "exit"]),
-    ("plumbing", &["process", "http", "shutdown", "daemon"]),
+    ("plumbing", &["process", "http", "keys", "shutdown", "daemon"]),
     ("capabilities", &["job", "download", "model", "pkgbuild", "catalog"]),
     ("roles", &["keeper", "queen", "hive", "worker"]),
     // Where alone two roles meet.

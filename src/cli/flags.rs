@@ -78,6 +78,12 @@ pub static QUEENS: Flag =
     Flag::new("queen", Url, "URL", "a queen to dial").many().default("http://127.0.0.1:7833");
 pub static MORE_QUEENS: Flag =
     Flag::new("queen", Url, "URL", "a further queen to dial, besides the one in this process").many();
+pub static JOIN: Flag = Flag::new(
+    "join",
+    Text,
+    "TOKEN",
+    "join the fleet of the first --queen with a token from her `rbee token`; `-` reads it from stdin",
+);
 pub static ORPHAN_TTL: Flag =
     Flag::new("orphan-ttl", Duration, "DURATION", "how long workers outlive a hive that died").default("60s");
 pub static CONTAINMENT: Flag = Flag::new(
@@ -204,7 +210,125 @@ pub static CHAT_TEMPLATE: Flag =
 pub static CHAT_TEMPLATE_FILE: Flag =
     Flag::new("chat-template-file", Path, "FILE", "the same, read from a file");
 
+// Keys.
+pub static KEY_NAME: Flag = Flag::new("name", Text, "NAME", "what the key is called").says("key-1, key-2, …");
+pub static TOKEN_TTL: Flag =
+    Flag::new("ttl", Duration, "DURATION", "how long the token can be used; at most 7d").default("1h");
+
+// Installing.
+pub static SYSTEM_WIDE: Flag = Flag::new("system", Switch, "", "for the whole machine; needs root");
+pub static ROLE: Flag = Flag::new(
+    "role",
+    Choice(&["serve", "queen", "hive"]),
+    "ROLE",
+    "what runs here: serve (queen and hive), queen or hive",
+)
+.default("serve");
+pub static BIN_DIR: Flag = Flag::new("bin-dir", Path, "DIR", "where the program and the symlinks go")
+    .says("~/.local/bin, as root /usr/local/bin");
+pub static INSTALL_LISTEN: Flag =
+    Flag::new("listen", Address, "HOST:PORT", "where it is to listen, for its configuration").many();
+pub static INSTALL_QUEEN: Flag =
+    Flag::new("queen", Url, "URL", "a queen for its hive to dial, for its configuration").many();
+pub static NO_START: Flag = Flag::new("no-start", Switch, "", "put everything in its place, start nothing");
+pub static KEEP_STATE: Flag =
+    Flag::new("keep-state", Switch, "", "leave models' records, installed workers, keys and logs");
+
+pub static SSH_PORT: Flag =
+    Flag::new("port", Number { min: 1, max: 65_535 }, "PORT", "sshd's port").says("as ssh is configured");
+pub static IDENTITY: Flag =
+    Flag::new("identity", Path, "FILE", "the key that ssh shows").says("as ssh is configured");
+pub static BINARY: Flag = Flag::new("binary", Path, "FILE", "an rbee for that machine")
+    .says("this one, or one built there where the machine is of another kind");
+pub static DIAL: Flag = Flag::new("dial", Url, "URL", "the queen's address, as that machine reaches her")
+    .says("where she listens");
+pub static FORGET: Flag =
+    Flag::new("forget", Switch, "", "do not ask the machine: it is gone, or cannot be reached any more");
+
 // The rest.
 pub static REMOVE: Flag = Flag::new("remove", Switch, "", "take the links away again");
 pub static REMOVE_ALIAS: Flag = Flag::new("remove", Switch, "", "take the name away; the model stays");
 pub static YES: Flag = Flag::new("yes", Switch, "", "do it without asking").short('y');
+
+// What the commands with many flags take.
+pub static RUN_FLAGS: &[&Flag] = &[
+    &MODEL,
+    &PROMPT,
+    &SYSTEM,
+    &MAX_TOKENS,
+    &TEMPERATURE,
+    &TOP_P,
+    &TOP_K,
+    &MIN_P,
+    &SEED,
+    &STOP,
+    &ON_WORKER,
+    &DEVICE,
+    &EPHEMERAL,
+];
+pub static SERVE_FLAGS: &[&Flag] = &[
+    &LISTEN_QUEEN,
+    &MORE_QUEENS,
+    &NAME,
+    &QUEUE,
+    &QUEUE_WAIT,
+    &IDLE_TTL,
+    &ORPHAN_TTL,
+    &RESTART_PAUSE,
+    &CONTAINMENT,
+    &MODELS_DIR,
+    &MEMORY,
+    &CATALOG,
+    &CATALOG_KEY_FILE,
+    &TRUST,
+    &LOG_FORMAT,
+    &DETACH,
+    &NOTIFY_FD,
+    &LEASE_FD,
+];
+
+/// Of `queen serve`, and of `queen start`, which passes them on.
+pub static QUEEN_FLAGS: &[&Flag] =
+    &[&LISTEN_QUEEN, &NAME, &QUEUE, &QUEUE_WAIT, &IDLE_TTL, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD];
+
+pub static HIVE_FLAGS: &[&Flag] = &[
+    &LISTEN_HIVE,
+    &QUEENS,
+    &NAME,
+    &JOIN,
+    &IDLE_TTL,
+    &ORPHAN_TTL,
+    &RESTART_PAUSE,
+    &CONTAINMENT,
+    &MODELS_DIR,
+    &MEMORY,
+    &CATALOG,
+    &CATALOG_KEY_FILE,
+    &TRUST,
+    &LOG_FORMAT,
+    &DETACH,
+    &NOTIFY_FD,
+    &LEASE_FD,
+];
+pub static WORKER_FLAGS: &[&Flag] = &[
+    &MODEL_FILE,
+    &LISTEN_WORKER,
+    &HOST,
+    &PORT,
+    &ALIAS,
+    &CTX_SIZE,
+    &PARALLEL,
+    &THREADS_N,
+    &THREADS_BATCH,
+    &BATCH_SIZE,
+    &UBATCH_SIZE,
+    &DEVICE,
+    &N_GPU_LAYERS,
+    &CACHE_TYPE_K,
+    &CACHE_TYPE_V,
+    &FLASH_ATTN,
+    &CHAT_TEMPLATE,
+    &CHAT_TEMPLATE_FILE,
+    &LOG_FORMAT,
+    &LEASE_FD,
+];

@@ -1,6 +1,7 @@
 //! Help, written from the table: `-h` is one line a flag, `--help` adds defaults, variables and configuration keys.
 
-use super::table::{COMMANDS, find, next_words, role_words};
+use super::lookup::{find, next_words, role_words};
+use super::table::COMMANDS;
 use super::{Command, Default, Flag, Group, Positional, flags};
 use crate::exit::Exit;
 use std::fmt::Write;
@@ -22,6 +23,7 @@ pub(super) const GROUPS: &[(Group, &str)] = &[
     (Group::Engines, "Workers to install"),
     (Group::Models, "Models"),
     (Group::Jobs, "Jobs"),
+    (Group::Keys, "Keys"),
     (Group::Daemons, "Daemons"),
     (Group::Rest, "And"),
 ];

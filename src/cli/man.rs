@@ -1,6 +1,7 @@
 //! The manual page, written from the table as troff, with the man macros that every system's `man` knows.
 
-use super::table::{COMMANDS, role_words};
+use super::lookup::role_words;
+use super::table::COMMANDS;
 use super::{Command, Default, Flag, Group, LINK_NAMES, flags, sections};
 use crate::cli::help::{GROUPS, arguments};
 use crate::exit::Exit;
@@ -19,12 +20,13 @@ const VARIABLES: &[(&str, &str)] = &[
 const FILES: &[(&str, &str)] = &[
     ("~/.config/rbee/config.toml, /etc/rbee/config.toml", "configuration of a user and of the system"),
     ("~/.cache/rbee, as root /var/lib/rbee", "state: installed workers, records of models, journals of jobs"),
+    ("chat_history in the state", "what was typed in conversations, for its owner alone"),
     ("~/.cache/rbee/logs, as root /var/log/rbee", "logs of daemons, workers and builds"),
     ("$XDG_RUNTIME_DIR/rbee, as root /run/rbee", "sockets; without such a directory run/ in the state"),
     ("~/.cache/huggingface/hub", "the models' files, shared with other tools"),
 ];
 
-pub(super) fn page() -> String {
+pub fn page() -> String {
     let mut text = String::from(".\\\" Written by `rbee man`.\n");
     let _ = writeln!(text, ".TH RBEE 1 \"\" \"rbee {}\" \"User Commands\"", escaped(crate::wire::VERSION));
     section(&mut text, "NAME");

@@ -8,16 +8,20 @@
 mod completions;
 mod flags;
 mod help;
+mod lookup;
 mod man;
 mod parse;
 mod suggest;
 mod table;
 pub mod value;
 
+pub use completions::script as completion_script;
 pub use help::overview;
+pub use lookup::{LINK_NAMES, find, section_flags, sections};
+pub use man::page as man_page;
 pub use parse::{Parsed, Request, UsageError, parse};
 pub use suggest::nearest;
-pub use table::{COMMANDS, LINK_NAMES, find, section_flags, sections};
+pub use table::COMMANDS;
 pub use value::Kind;
 
 /// What `rbee completions` takes.
@@ -46,6 +50,9 @@ pub enum Action {
     HiveStop,
     HiveList,
     HiveGet,
+    HiveInstall,
+    HiveUpdate,
+    HiveUninstall,
     HiveDrain,
     WorkerServe,
     WorkerSpawn,
@@ -78,6 +85,12 @@ pub enum Action {
     JobGet,
     JobFollow,
     JobCancel,
+    KeyCreate,
+    KeyList,
+    KeyRevoke,
+    Token,
+    Install,
+    Uninstall,
     Links,
     Completions,
     Man,
@@ -110,6 +123,7 @@ pub enum Group {
     Engines,
     Models,
     Jobs,
+    Keys,
     Daemons,
     Rest,
 }

@@ -1,7 +1,7 @@
 //! Every command that works today. A long file on purpose: it is the table.
 
 use super::flags::*;
-use super::{Action, Command, Flag, Group, Positional, Role};
+use super::{Action, Command, Group, Positional, Role};
 
 const fn required(name: &'static str, help: &'static str) -> Positional {
     Positional { name, help, required: true, many: false }
@@ -31,29 +31,6 @@ const WORKER_ID: &[Positional] = &[required("ID", "which one: a recipe's id, or 
 const PROCESS: &[Positional] = &[required("PID", "the process, by its number")];
 const JOB_ID: &[Positional] = &[required("ID", "the job's id")];
 
-/// Of `queen serve`, and of `queen start`, which passes them on.
-static QUEEN_FLAGS: &[&Flag] =
-    &[&LISTEN_QUEEN, &NAME, &QUEUE, &QUEUE_WAIT, &IDLE_TTL, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD];
-
-static HIVE_FLAGS: &[&Flag] = &[
-    &LISTEN_HIVE,
-    &QUEENS,
-    &NAME,
-    &IDLE_TTL,
-    &ORPHAN_TTL,
-    &RESTART_PAUSE,
-    &CONTAINMENT,
-    &MODELS_DIR,
-    &MEMORY,
-    &CATALOG,
-    &CATALOG_KEY_FILE,
-    &TRUST,
-    &LOG_FORMAT,
-    &DETACH,
-    &NOTIFY_FD,
-    &LEASE_FD,
-];
-
 pub static COMMANDS: &[Command] = &[
     Command {
         action: Action::Run,
@@ -69,21 +46,7 @@ pub static COMMANDS: &[Command] = &[
             required: false,
             many: true,
         }],
-        flags: &[
-            &MODEL,
-            &PROMPT,
-            &SYSTEM,
-            &MAX_TOKENS,
-            &TEMPERATURE,
-            &TOP_P,
-            &TOP_K,
-            &MIN_P,
-            &SEED,
-            &STOP,
-            &ON_WORKER,
-            &DEVICE,
-            &EPHEMERAL,
-        ],
+        flags: RUN_FLAGS,
         sections: &["run"],
         ..COMMAND
     },
@@ -145,6 +108,38 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Fleet,
         summary: "one machine: devices, workers, models",
         positionals: &[required("NAME", "the hive's name")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveInstall,
+        path: &["hive", "install"],
+        group: Group::Fleet,
+        summary: "set up a hive on another machine, over ssh",
+        details: "With the system's ssh and its configuration. Copies this program (or builds it there, where the machine is of \
+                  another kind), installs it as `rbee install` does, lets the node join by a one-time token and waits until \
+                  the queen sees it. `[hives.NAME]` in the configuration may say host, user, port, identity and binary (its path \
+                  over there) of a NAME.",
+        positionals: &[required("USER@HOST", "which machine: as for ssh, or a NAME of the configuration")],
+        flags: &[&NAME, &SYSTEM_WIDE, &INSTALL_LISTEN, &SSH_PORT, &IDENTITY, &BINARY, &DIAL],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveUpdate,
+        path: &["hive", "update"],
+        group: Group::Fleet,
+        summary: "bring this program to a hive that was installed from here",
+        details: "The hive hands its workers over to the next one: models stay loaded.",
+        positionals: &[required("NAME", "the hive's name")],
+        flags: &[&BINARY],
+        ..COMMAND
+    },
+    Command {
+        action: Action::HiveUninstall,
+        path: &["hive", "uninstall"],
+        group: Group::Fleet,
+        summary: "stop such a hive, remove it from its machine, and forget it",
+        positionals: &[required("NAME", "the hive's name")],
+        flags: &[&KEEP_STATE, &FORGET],
         ..COMMAND
     },
     Command {
@@ -417,32 +412,51 @@ pub static COMMANDS: &[Command] = &[
         ..COMMAND
     },
     Command {
+        action: Action::KeyCreate,
+        path: &["key", "create"],
+        group: Group::Keys,
+        summary: "make a key for this machine's daemons; prints it, this once",
+        details: "Daemons that run accept it at once. As soon as there is a key, every request over TCP needs one; commands of \
+                  this user on this machine find theirs by themselves. Only a digest is kept.",
+        flags: &[&KEY_NAME],
+        ..COMMAND
+    },
+    Command {
+        action: Action::KeyList,
+        path: &["key", "list"],
+        aliases: &[&["key", "ls"]],
+        group: Group::Keys,
+        summary: "the keys, and the hives that have joined",
+        ..COMMAND
+    },
+    Command {
+        action: Action::KeyRevoke,
+        path: &["key", "revoke"],
+        aliases: &[&["key", "rm"]],
+        group: Group::Keys,
+        summary: "take a key back; what it has opened closes within a second",
+        details: "Requests that are being answered are; a hive's link is cut.",
+        positionals: &[required("NAME", "which key")],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Token,
+        path: &["token"],
+        group: Group::Keys,
+        summary: "make a token that lets one hive join the fleet, once",
+        details: "Of this machine's queen, or of the one that --queen names. On the node: `rbee hive serve --queen URL --join \
+                  TOKEN`. The node gets a key of its own for it, named after the hive, which `rbee key revoke` takes back.",
+        flags: &[&TOKEN_TTL],
+        ..COMMAND
+    },
+    Command {
         action: Action::Serve,
         path: &["serve"],
         role: Role::Serve,
         group: Group::Daemons,
         summary: "queen and hive in one process; what `run` starts by itself",
-        details: "A bind beyond loopback needs --api-key or --api-key-file.",
-        flags: &[
-            &LISTEN_QUEEN,
-            &MORE_QUEENS,
-            &NAME,
-            &QUEUE,
-            &QUEUE_WAIT,
-            &IDLE_TTL,
-            &ORPHAN_TTL,
-            &RESTART_PAUSE,
-            &CONTAINMENT,
-            &MODELS_DIR,
-            &MEMORY,
-            &CATALOG,
-            &CATALOG_KEY_FILE,
-            &TRUST,
-            &LOG_FORMAT,
-            &DETACH,
-            &NOTIFY_FD,
-            &LEASE_FD,
-        ],
+        details: "A bind beyond loopback needs a key: `rbee key create` makes one.",
+        flags: SERVE_FLAGS,
         sections: &["queen", "hive"],
         ..COMMAND
     },
@@ -452,7 +466,7 @@ pub static COMMANDS: &[Command] = &[
         role: Role::Queen,
         group: Group::Daemons,
         summary: "the fleet's one address; needs no GPU",
-        details: "A bind beyond loopback needs --api-key or --api-key-file.",
+        details: "A bind beyond loopback needs a key: `rbee key create` makes one.",
         flags: QUEEN_FLAGS,
         sections: &["queen"],
         ..COMMAND
@@ -487,8 +501,8 @@ pub static COMMANDS: &[Command] = &[
         role: Role::Hive,
         group: Group::Daemons,
         summary: "this machine's devices, models and workers, for one or more queens",
-        details: "The hive dials the queen, so this machine needs no open port. A bind beyond loopback needs --api-key \
-                  or --api-key-file.",
+        details: "The hive dials the queen, so this machine needs no open port. With --join it gets a key of its own \
+                  for that queen, and needs no token afterwards. A bind beyond loopback needs a key: `rbee key create` makes one.",
         flags: HIVE_FLAGS,
         sections: &["hive"],
         ..COMMAND
@@ -524,28 +538,7 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "one model behind an OpenAI-compatible address, without queen or hive",
         details: "The flags have llama-server's names. The hive starts its workers with this command, too.",
-        flags: &[
-            &MODEL_FILE,
-            &LISTEN_WORKER,
-            &HOST,
-            &PORT,
-            &ALIAS,
-            &CTX_SIZE,
-            &PARALLEL,
-            &THREADS_N,
-            &THREADS_BATCH,
-            &BATCH_SIZE,
-            &UBATCH_SIZE,
-            &DEVICE,
-            &N_GPU_LAYERS,
-            &CACHE_TYPE_K,
-            &CACHE_TYPE_V,
-            &FLASH_ATTN,
-            &CHAT_TEMPLATE,
-            &CHAT_TEMPLATE_FILE,
-            &LOG_FORMAT,
-            &LEASE_FD,
-        ],
+        flags: WORKER_FLAGS,
         sections: &["worker"],
         ..COMMAND
     },
@@ -556,9 +549,30 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Daemons,
         summary: "recipes of workers for other machines, and the source of this rbee",
         details: "Serves the recipes that are built in and those in --dir, which come first. A bind beyond loopback needs \
-                  --api-key or --api-key-file; hives show it with --catalog-key-file.",
+                  a key (`rbee key create`, --api-key-file); hives show it with --catalog-key-file.",
         flags: &[&LISTEN_CATALOG, &RECIPES_DIR, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD],
         sections: &["catalog"],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Install,
+        path: &["install"],
+        group: Group::Daemons,
+        summary: "put program, symlinks, configuration and unit in place, and start",
+        details: "For this user in ~/.local and ~/.config; as root for the system, in /usr/local, /etc/rbee and /var/lib/rbee. The \
+                  unit is systemd's or launchd's; where neither runs, the daemon is started without one. Overwrites nothing \
+                  that is not rbee's. A second install replaces the program and keeps the rest; a hive's workers stay.",
+        flags: &[&SYSTEM_WIDE, &ROLE, &INSTALL_QUEEN, &INSTALL_LISTEN, &NAME, &JOIN, &BIN_DIR, &NO_START],
+        ..COMMAND
+    },
+    Command {
+        action: Action::Uninstall,
+        path: &["uninstall"],
+        group: Group::Daemons,
+        summary: "stop and take away what `install` has put in place",
+        details: "What a person has changed since stays, and is told; so does state that is older than the install. Models in the \
+                  hub's cache, which other tools share, stay in any case.",
+        flags: &[&SYSTEM_WIDE, &KEEP_STATE],
         ..COMMAND
     },
     Command {
@@ -618,65 +632,4 @@ pub static COMMANDS: &[Command] = &[
         hidden: true,
         ..COMMAND
     },
-];
-
-/// The command with exactly this path, by its own name or an alias.
-pub fn find(words: &[&str]) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.paths().any(|path| path == words))
-}
-
-impl Command {
-    /// Its own path, then the aliases.
-    pub fn paths(&self) -> impl Iterator<Item = &'static [&'static str]> {
-        std::iter::once(self.path).chain(self.aliases.iter().copied())
-    }
-}
-
-/// The words that may follow these: the next level of the tree of commands, aliases included, hidden ones not.
-pub(super) fn next_words(words: &[&str]) -> Vec<&'static str> {
-    let mut next = Vec::new();
-    for path in COMMANDS.iter().filter(|c| !c.hidden).flat_map(|c| c.paths()) {
-        if path.len() > words.len() && path[..words.len()] == *words && !next.contains(&path[words.len()]) {
-            next.push(path[words.len()]);
-        }
-    }
-    next
-}
-
-/// The tables that a configuration file may have.
-pub fn sections() -> impl Iterator<Item = &'static str> {
-    let owned = |(at, command): (usize, &Command)| match command.sections {
-        // Commands that share a table's flags come after its owner.
-        [section] if COMMANDS[..at].iter().all(|before| before.sections != [*section]) => Some(*section),
-        _ => None,
-    };
-    COMMANDS.iter().enumerate().filter_map(owned)
-}
-
-/// The flags that may be keys of a table.
-pub fn section_flags(section: &str) -> impl Iterator<Item = &'static Flag> {
-    let owner = COMMANDS.iter().find(|command| command.sections == [section]);
-    owner.into_iter().flat_map(|command| command.flags).copied().filter(|flag| !flag.hidden)
-}
-
-/// What a symlink's name stands for; `rbee` and any other name mean the keeper.
-pub fn role_words(program: &str) -> &'static [&'static str] {
-    match program {
-        "rbee-queen" | "queen-rbee" => &["queen", "serve"],
-        "rbee-hive" => &["hive", "serve"],
-        "rbee-worker" | "llm-worker-rbee" => &["worker", "serve"],
-        "rbee-catalog" => &["catalog", "serve"],
-        _ => &[],
-    }
-}
-
-/// The names `rbee links` makes: those of `role_words`, and the keeper's.
-pub const LINK_NAMES: &[&str] = &[
-    "rbee-keeper",
-    "rbee-queen",
-    "queen-rbee",
-    "rbee-hive",
-    "rbee-worker",
-    "llm-worker-rbee",
-    "rbee-catalog",
 ];

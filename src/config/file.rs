@@ -1,5 +1,6 @@
 //! Configuration files: which ones there are, and one file's text to checked values, each with its line.
 
+use super::machine::{self, Machine};
 use super::{ConfigError, Place};
 use crate::cli::value::Value;
 use crate::cli::{Flag, global_flags, nearest, section_flags, sections};
@@ -11,8 +12,8 @@ use toml::de::{DeString, DeTable, DeValue};
 
 /// A configuration file is written by hand; anything larger is the wrong file.
 pub(super) const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// The table about other machines.
-const RESERVED_TABLE: &str = "hives";
+/// The table about other machines, each with a table of its own.
+const MACHINES_TABLE: &str = "hives";
 
 /// The configuration files of this user, the strongest first. Only the one that RBEE_CONFIG names must exist.
 pub(super) fn read_files(
@@ -57,6 +58,7 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
 /// One file, checked: table and key to values. Global flags are in the table "".
 pub(super) struct File {
     pub(super) values: BTreeMap<(String, String), (Vec<Value>, Place)>,
+    pub(super) machines: BTreeMap<String, Machine>,
 }
 
 impl File {
@@ -66,11 +68,20 @@ impl File {
             at: reader.place(error.span().map_or(0, |span| span.start)),
             message: error.message().trim().replace('\n', ", "),
         })?;
-        let mut file = File { values: BTreeMap::new() };
+        let mut file = File { values: BTreeMap::new(), machines: BTreeMap::new() };
         for (key, value) in top.get_ref().iter() {
             let section: &str = key.get_ref();
             match value.get_ref() {
-                _ if section == RESERVED_TABLE => {}
+                DeValue::Table(machines) if section == MACHINES_TABLE => {
+                    for (name, value) in machines.iter() {
+                        file.machines
+                            .insert(name.get_ref().to_string(), reader.machine(name, value.get_ref())?);
+                    }
+                }
+                other if section == MACHINES_TABLE => {
+                    let expected = format!("a table: write [{section}.NAME] on a line of its own");
+                    return Err(reader.bad("", key, other.type_str().to_owned(), expected));
+                }
                 DeValue::Table(table) if is_section(section) => {
                     for (key, value) in table.iter() {
                         file.insert(section, key.get_ref(), reader.entry(section, key, value.get_ref())?);
@@ -130,6 +141,32 @@ impl Reader<'_> {
             values.push(self.anchored(value));
         }
         Ok((values, self.place(key.span().start)))
+    }
+
+    fn machine(&self, name: &Key<'_>, value: &DeValue<'_>) -> Result<Machine, ConfigError> {
+        let section = format!("{MACHINES_TABLE}.{}", name.get_ref());
+        let DeValue::Table(table) = value else {
+            let expected = format!("a table: write [{section}] on a line of its own");
+            return Err(self.bad(MACHINES_TABLE, name, value.type_str().to_owned(), expected));
+        };
+        let mut machine = Machine::default();
+        for (key, value) in table.iter() {
+            let word: &str = key.get_ref();
+            if !machine::KEYS.contains(&word) {
+                let nearest = nearest(word, machine::KEYS.iter().copied()).map(str::to_owned);
+                let at = self.place(key.span().start);
+                return Err(ConfigError::UnknownKey { at, key: full_key(&section, word), nearest });
+            }
+            let value = value.get_ref();
+            let text = scalar(value)
+                .ok_or_else(|| self.bad(&section, key, value.type_str().into(), "a single value".into()))?;
+            machine.set(word, &text).map_err(|expected| self.bad(&section, key, text, expected))?;
+        }
+        // One beside this file, unless it is said from the root or from home.
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let at_home = |path: &PathBuf| path.starts_with("~");
+        machine.identity = machine.identity.map(|path| if at_home(&path) { path } else { folder.join(path) });
+        Ok(machine)
     }
 
     /// A relative path means the same wherever the daemon was started: it starts at the file.

@@ -5,6 +5,7 @@ use crate::hive::{Hive, Routes, models};
 use crate::http::client::Target;
 use crate::http::link::{self, Hello, LinkError};
 use crate::http::{BoxError, Request, Response};
+use crate::keys::JoinError;
 use crate::wire::codec::{self, Frame, HiveV2, ModelV2, TelemetryV2, WorkerV1};
 use crate::wire::fleet::{Device, WorkerInfo};
 use crate::wire::{Code, Failure, PROTOCOL_OLDEST};
@@ -41,7 +42,7 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
     loop {
         let dialled = tokio::select! {
             () = hive.shutdown.drained() => return,
-            dialled = link::dial(&queen, &hello) => dialled,
+            dialled = dial(&hive, &queen, &hello) => dialled,
         };
         match dialled {
             Ok(io) => {
@@ -82,6 +83,20 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
             () = tokio::time::sleep(pause) => {}
         }
         pause = (pause * 2).min(REDIAL_MAX);
+    }
+}
+
+/// With the key that this queen is to be shown now, a token exchanged for it first. A token serves once more when she refuses the
+/// key: it may have been revoked, and the token made to join again.
+async fn dial(hive: &Hive, queen: &Target, hello: &Hello) -> Result<hyper::upgrade::Upgraded, LinkError> {
+    let passes = &hive.options.passes;
+    passes.join(queen, &hello.hive, &hello.node).await?;
+    match link::dial(&passes.target(queen).map_err(JoinError::from)?, hello).await {
+        Err(LinkError::Refused(failure)) if failure.code == Code::InvalidApiKey => {
+            passes.exchange(queen, &hello.hive, &hello.node).await?;
+            Err(LinkError::Refused(failure))
+        }
+        dialled => dialled,
     }
 }
 
@@ -145,7 +160,7 @@ impl Teller {
         let mut speeds = Box::pin(hive.speeds.changed());
         let mut known_devices = hive.devices_seen();
         let mut holders = self.holders();
-        self.send(TelemetryV2::Full(HiveV2 {
+        self.send(TelemetryV2::Full(Box::new(HiveV2 {
             name: hive.options.name.clone(),
             version: crate::wire::VERSION.into(),
             listen: hive.options.base_url.clone(),
@@ -157,7 +172,7 @@ impl Teller {
             models: self.models(),
             engines: hive.engine_infos().into_iter().map(Into::into).collect(),
             speeds: hive.speeds.all().into_iter().map(Into::into).collect(),
-        }))
+        })))
         .await?;
         // Headers of models that nobody has looked at yet are read now: the first word must not wait for that.
         let mut looking = Some(self.look());

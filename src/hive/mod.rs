@@ -31,6 +31,7 @@ use crate::http::client::Target;
 use crate::http::link::Hello;
 use crate::http::metrics::Requests;
 use crate::job::Jobs;
+use crate::keys::Passes;
 use crate::model::Store;
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::{Capabilities, Containment, Device, EngineInfo, Info, now_ms};
@@ -57,6 +58,8 @@ pub struct Options {
     /// Where its jobs' journals lie.
     pub journals: std::path::PathBuf,
     pub queens: Vec<Target>,
+    /// What it shows them.
+    pub passes: Arc<Passes>,
     pub workers: WorkerSettings,
     /// The most of the machine's own memory that workers may take, where a person has set a limit.
     pub memory_max: Option<u64>,

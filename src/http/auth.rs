@@ -2,75 +2,110 @@
 //! has to be ours and a foreign Origin is refused on every method; a key, where one is set, is compared in constant time.
 
 use crate::http::{Peer, Request};
+use crate::keys::{self, Key, Kind, Ring};
+use crate::wire::digest::Digest;
 use crate::wire::{Code, Failure};
-use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
 
 /// Paths that need no key: they say that the daemon lives, and no more.
 const OPEN_PATHS: &[&str] = &["/health", "/v1/health"];
+/// Where a node shows a join token; the route itself looks at it.
+pub const JOIN_PATH: &str = "/v1/join";
+/// All that a hive's key opens.
+pub const LINK_PATH: &str = "/v1/link";
 
-/// A key, kept as its digest so that it can be neither logged nor compared early.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Key([u8; 32]);
-
-impl Key {
-    pub fn new(secret: &str) -> Self {
-        Key(Sha256::digest(secret.as_bytes()).into())
-    }
-
-    fn opens(&self, secret: &str) -> bool {
-        self.0.ct_eq(&Key::new(secret).0).into()
-    }
+/// Whose key a request showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody's: none was asked for, or the way it came needs none.
+    Nobody,
+    /// The key that the daemon was started with, or that of its moment.
+    Daemon,
+    /// One of the state directory's.
+    Key(Key),
 }
 
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key(…)")
-    }
-}
-
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Guard {
     /// Names this daemon answers to, beside `localhost`, loopback addresses and the address a client reached it by.
-    pub names: Vec<String>,
-    pub keys: Vec<Key>,
+    names: Vec<String>,
+    /// The key the daemon was started with.
+    fixed: Option<Digest>,
+    /// The key of the moment. It opens, but does not close: where no other key is, nobody needs one.
+    local: Option<Digest>,
+    /// The state directory's keys.
+    ring: Option<Arc<Ring>>,
+    /// Beyond loopback a key is needed, even when the last one has been revoked.
+    is_exposed: AtomicBool,
 }
 
 /// What a request shows of keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Shown {
     None,
-    Ours,
+    Ours(Holder),
     Other,
 }
 
 /// Why a daemon may not listen as it was told to.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "listening on {0} would open this daemon to the network without a key; set one with `--api-key` or RBEE_API_KEY (for instance the output of `openssl rand -hex 32`), or listen on 127.0.0.1"
+    "listening on {address} would open this daemon to the network without a key: {make}give your own with `--api-key-file` or RBEE_API_KEY (for instance the output of `openssl rand -hex 32`), or listen on 127.0.0.1"
 )]
-pub struct OpenToTheNetwork(pub SocketAddr);
+pub struct OpenToTheNetwork {
+    address: SocketAddr,
+    make: &'static str,
+}
 
 impl Guard {
     pub fn new(names: Vec<String>, key: Option<&str>) -> Self {
-        Guard { names, keys: key.map(Key::new).into_iter().collect() }
+        Guard { names, fixed: key.map(keys::digest), ..Guard::default() }
+    }
+
+    /// Lets in who holds a key of a state directory, too.
+    pub fn with_ring(mut self, ring: Arc<Ring>) -> Self {
+        self.ring = Some(ring);
+        self
+    }
+
+    pub fn with_local(mut self, key: Digest) -> Self {
+        self.local = Some(key);
+        self
     }
 
     /// B55: beyond loopback only with a key.
     pub fn may_listen(&self, address: SocketAddr) -> Result<(), OpenToTheNetwork> {
-        if address.ip().to_canonical().is_loopback() || !self.keys.is_empty() {
+        if address.ip().to_canonical().is_loopback() {
             return Ok(());
         }
-        Err(OpenToTheNetwork(address))
+        if !self.has_keys() {
+            let make = if self.ring.is_some() { "make one with `rbee key create`, " } else { "" };
+            return Err(OpenToTheNetwork { address, make });
+        }
+        self.is_exposed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
-    pub fn check(&self, request: &Request) -> Result<(), Failure> {
-        let Peer::Tcp { local, .. } = request.peer else { return Ok(()) };
+    /// Whether anybody could show one.
+    fn has_keys(&self) -> bool {
+        self.fixed.is_some() || self.ring.as_ref().is_some_and(|ring| ring.book().has_client_keys())
+    }
+
+    pub fn check(&self, request: &Request) -> Result<Holder, Failure> {
+        let Peer::Tcp { local, .. } = request.peer else { return Ok(Holder::Nobody) };
         let key = self.key_of(request);
         let host = request.header("host").or_else(|| request.inner.uri().authority().map(|a| a.as_str()));
-        // Who shows the key is no page that a name was bent for, and may know this machine by names that we don't.
-        if key != Shown::Ours && !host.is_some_and(|host| self.is_ours(host, local.ip())) {
+        let is_joining = request.path() == JOIN_PATH && key != Shown::None;
+        let asks = self.is_exposed.load(Ordering::Relaxed) || self.has_keys();
+        // A node by its old key: it has to hear that the key is what is wrong.
+        let is_linking = request.path() == LINK_PATH && key == Shown::Other && asks;
+        // Who shows the key is no page that a name was bent for, and may know this machine by names that we don't. So may a
+        // node with a join token; without a good one it learns nothing.
+        let is_known = matches!(key, Shown::Ours(_)) || is_joining || is_linking;
+        if !is_known && !host.is_some_and(|host| self.is_ours(host, local.ip())) {
             return Err(Failure::new(
                 Code::Forbidden,
                 format!("this daemon does not answer to the host `{}`", host.unwrap_or("")),
@@ -89,29 +124,43 @@ impl Guard {
         if request.header("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none")) {
             return Err(Failure::new(Code::Forbidden, "requests from another site are refused"));
         }
-        if self.keys.is_empty() || OPEN_PATHS.contains(&request.path()) {
-            return Ok(());
+        if OPEN_PATHS.contains(&request.path()) || is_joining {
+            return Ok(Holder::Nobody);
         }
         match key {
-            Shown::Ours => Ok(()),
+            Shown::Ours(Holder::Key(key)) if key.kind == Kind::Hive && request.path() != LINK_PATH => {
+                Err(Failure::new(
+                    Code::Forbidden,
+                    format!(
+                        "`{}` is a hive's key, which opens its link and nothing else: make one for clients with `rbee key create`",
+                        key.name
+                    ),
+                ))
+            }
+            Shown::Ours(holder) => Ok(holder),
+            _ if !asks => Ok(Holder::Nobody),
             Shown::None => Err(Failure::new(
                 Code::MissingApiKey,
-                "this daemon needs a key: send `Authorization: Bearer KEY` (rbee: --api-key or RBEE_API_KEY)",
+                "this daemon needs a key: send `Authorization: Bearer KEY` (rbee: --api-key or RBEE_API_KEY; `rbee key create` on its machine makes one)",
             )),
             Shown::Other => Err(Failure::new(Code::InvalidApiKey, "the key is not one of this daemon's")),
         }
     }
 
     fn key_of(&self, request: &Request) -> Shown {
-        let secret = request.header("authorization").and_then(|value| {
-            let (scheme, secret) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
-        });
-        match secret {
-            None => Shown::None,
-            // Every key is compared, so that the answer's time does not tell which one came close.
-            Some(secret) if self.keys.iter().fold(false, |open, key| key.opens(secret) | open) => Shown::Ours,
-            Some(_) => Shown::Other,
+        let Some(secret) = bearer(request) else { return Shown::None };
+        let shown = keys::digest(secret);
+        // Digests of all that could match are compared whole, so that the answer's time does not tell which came close.
+        let same = |known: &Option<Digest>| {
+            known.is_some_and(|known| bool::from(known.as_bytes().ct_eq(shown.as_bytes())))
+        };
+        let is_daemons = same(&self.fixed) | same(&self.local);
+        if is_daemons {
+            return Shown::Ours(Holder::Daemon);
+        }
+        match self.ring.as_ref().and_then(|ring| ring.find(&shown)) {
+            Some(key) => Shown::Ours(Holder::Key(key)),
+            None => Shown::Other,
         }
     }
 
@@ -125,6 +174,12 @@ impl Guard {
         name.eq_ignore_ascii_case("localhost")
             || self.names.iter().any(|ours| ours.eq_ignore_ascii_case(name))
     }
+}
+
+/// The secret that a request shows.
+pub fn bearer(request: &Request) -> Option<&str> {
+    let (scheme, secret) = request.header("authorization")?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
 }
 
 /// A Host header without its port.
@@ -184,9 +239,22 @@ mod tests {
     }
 
     #[test]
-    fn a_key_opens_only_for_itself_and_never_prints() {
-        let key = Key::new("s3cret");
-        assert!(key.opens("s3cret") && !key.opens("s3cre") && !key.opens(""));
-        assert_eq!(format!("{key:?}"), "Key(…)");
+    fn a_hives_key_does_not_open_the_network_and_a_persons_does() {
+        let state = tempfile::tempdir().unwrap();
+        let guard = || {
+            let ring = Ring::open(state.path()).unwrap();
+            Guard::new(vec![], None).with_ring(Arc::new(ring))
+        };
+        let address = "0.0.0.0:7833".parse().unwrap();
+        let token = keys::Secret::token().unwrap();
+        keys::Book::edit(state.path(), |book| {
+            book.add_token(&token, std::time::Duration::from_secs(60))?;
+            book.join(&token.digest(), "one", "n", &keys::Secret::key()?)
+        })
+        .unwrap();
+        let refused = guard().may_listen(address).unwrap_err().to_string();
+        assert!(refused.contains("rbee key create"), "{refused}");
+        keys::Book::edit(state.path(), |book| book.add(None, &keys::Secret::key()?)).unwrap();
+        assert!(guard().may_listen(address).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 //! so a pool would save microseconds on loopback and cost the whole class of errors that a stale connection brings.
 
 use crate::http::{Body, public, reply, resolve, tls};
+use crate::keys::LocalKey;
 use crate::wire::Failure;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
@@ -27,6 +28,8 @@ pub const ANSWER_BYTES_MAX: usize = 32 << 20;
 pub struct Target {
     place: Place,
     key: Option<String>,
+    /// The state directory of daemons of our own, where the key of their moment is found.
+    local: Option<PathBuf>,
     reach: Reach,
 }
 
@@ -103,11 +106,11 @@ impl Target {
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Target { place: Place::Tcp { host, port, tls }, key: None, reach: Reach::Anywhere })
+        Ok(Target { place: Place::Tcp { host, port, tls }, key: None, local: None, reach: Reach::Anywhere })
     }
 
     pub fn unix(path: impl Into<PathBuf>) -> Self {
-        Target { place: Place::Unix(path.into()), key: None, reach: Reach::Anywhere }
+        Target { place: Place::Unix(path.into()), key: None, local: None, reach: Reach::Anywhere }
     }
 
     pub fn with_key(mut self, key: Option<&str>) -> Self {
@@ -120,6 +123,26 @@ impl Target {
     pub fn public_only(mut self) -> Self {
         self.reach = Reach::Public;
         self
+    }
+
+    /// Where it is, if it is not a socket's file.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        match &self.place {
+            Place::Tcp { host, port, .. } => Some((host, *port)),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// Without a key, one that is a daemon of this state directory's is shown the key of its moment, looked up whenever it is asked:
+    /// it may have begun another life in between.
+    pub fn with_local(mut self, state: PathBuf) -> Self {
+        self.local = Some(state);
+        self
+    }
+
+    fn shown(&self) -> Option<String> {
+        let local = || LocalKey::find(self.local.as_deref()?, self);
+        self.key.clone().or_else(local)
     }
 
     fn host_header(&self) -> String {
@@ -171,7 +194,7 @@ impl Connection {
         let host = HeaderValue::from_str(&target.host_header())
             .map_err(|_| ClientError::BadTarget(target.to_string()))?;
         request.headers_mut().insert(HOST, host);
-        if let Some(key) = &target.key
+        if let Some(key) = target.shown()
             && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
         {
             value.set_sensitive(true);

@@ -47,6 +47,8 @@ pub enum LinkError {
     Dial(#[from] client::ClientError),
     #[error("the queen refused the link: {0}")]
     Refused(#[source] Failure),
+    #[error(transparent)]
+    Join(#[from] crate::keys::JoinError),
     #[error("turning the link round")]
     Upgrade(#[source] hyper::Error),
     #[error("the queen did not turn the link round within {} s", UPGRADE_MAX.as_secs())]
@@ -154,7 +156,7 @@ pub async fn serve<S: Service>(
     service: S,
     shutdown: Shutdown,
 ) -> Result<(), LinkError> {
-    let guard = Guard::default();
+    let guard = std::sync::Arc::new(Guard::default());
     let answering = service_fn(move |request: http::Request<Incoming>| {
         let (service, guard) = (service.clone(), guard.clone());
         async move {

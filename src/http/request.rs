@@ -1,5 +1,6 @@
 //! A request as a role's service sees it, and the bounded ways to read its body.
 
+use crate::http::auth::Holder;
 use crate::http::{Body, reply};
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub struct Request {
     /// Sent back as `x-request-id`, and in every error body.
     pub id: String,
     pub peer: Peer,
+    /// Whose key it showed, as far as one was asked for.
+    pub holder: Holder,
 }
 
 impl Request {

@@ -1,7 +1,7 @@
 //! The server loop of every role: accept within limits, guard, call the service, answer failures in the one shape, and
 //! end in order: refuse new connections, let the ones at work finish, cut what is left when told to stop.
 
-use crate::http::auth::Guard;
+use crate::http::auth::{Guard, Holder};
 use crate::http::{Peer, Request, Response, reply};
 use crate::shutdown::Shutdown;
 use crate::wire::version::{PROTOCOL_HEADER, VERSION_HEADER};
@@ -137,10 +137,13 @@ pub async fn answer<S: Service>(
     guard: &Guard,
 ) -> Response {
     let id = request_id(inner.headers().get("x-request-id"));
-    let request = Request { inner, id: id.clone(), peer };
+    let mut request = Request { inner, id: id.clone(), peer, holder: Holder::Nobody };
     let span = tracing::debug_span!("request", id, method = %request.method(), path = request.path());
     let outcome = match guard.check(&request) {
-        Ok(()) => tracing::Instrument::instrument(service.call(request), span).await,
+        Ok(holder) => {
+            request.holder = holder;
+            tracing::Instrument::instrument(service.call(request), span).await
+        }
         Err(failure) => Err(failure),
     };
     let mut response = outcome.unwrap_or_else(|failure| {

@@ -5,7 +5,9 @@ mod bars;
 pub mod commands;
 mod editor;
 mod follow;
+mod install;
 mod lines;
+mod remote;
 mod render;
 mod server;
 mod start;
@@ -87,7 +89,7 @@ pub async fn run(settings: &Settings) -> Exit {
 
 async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     use commands::{
-        aliases, chat, daemons, hives, jobs, links, logs, models, run, status, unload, why, worker,
+        aliases, chat, daemons, hives, jobs, keys, links, logs, models, run, status, unload, why, worker,
         worker_processes, workers,
     };
     match settings.command().action {
@@ -101,6 +103,9 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::HiveStart => daemons::start(settings, render, daemons::HIVE).await,
         Action::HiveStatus => daemons::status(settings, render, daemons::HIVE).await,
         Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
+        Action::HiveInstall => remote::install(settings, render).await,
+        Action::HiveUpdate => remote::update(settings, render).await,
+        Action::HiveUninstall => remote::uninstall(settings, render).await,
         Action::HiveList => hives::list(settings, render).await,
         Action::HiveGet => hives::get(settings, render).await,
         Action::HiveDrain => hives::drain(settings, render).await,
@@ -133,6 +138,12 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::JobGet => jobs::get(settings, render).await,
         Action::JobFollow => jobs::follow(settings, render).await,
         Action::JobCancel => jobs::cancel(settings, render).await,
+        Action::KeyCreate => keys::create(settings, render).await,
+        Action::KeyList => keys::list(settings, render),
+        Action::KeyRevoke => keys::revoke(settings, render),
+        Action::Token => keys::token(settings, render).await,
+        Action::Install => install::install(settings, render).await,
+        Action::Uninstall => install::uninstall(settings, render).await,
         Action::Links => links::links(settings, render),
         // Daemons, the worker, the shim, help, what is printed from the table and version are main's.
         Action::Serve

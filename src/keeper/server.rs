@@ -5,6 +5,7 @@ use crate::http::client::{self, AskError, ClientError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::keeper::version;
+use crate::paths::Dirs;
 use crate::wire::failure::chain;
 use crate::wire::{Code, Failure};
 use hyper::body::Incoming;
@@ -28,10 +29,9 @@ pub struct Server {
 impl Server {
     /// As the flags say: `--hive URL` goes straight to that hive, anything else to the queen.
     pub fn of(settings: &Settings) -> Result<Self, KeeperError> {
-        let key = api_key(settings)?;
         if let Some(hive) = settings.text("hive") {
             if hive.contains("://") || hive.contains(':') {
-                let target = Target::parse(hive)?.with_key(key.as_deref());
+                let target = keyed(settings, Target::parse(hive)?)?;
                 return Ok(Server { target, is_hive: true, hive_id: None });
             }
             let hive_id = (hive != "localhost").then(|| hive.to_owned());
@@ -106,11 +106,17 @@ pub fn told(render: &Render, before: usize, error: Option<&ClientError>) {
 }
 
 pub fn queen(settings: &Settings) -> Result<Target, KeeperError> {
-    let url = settings.text("queen").unwrap_or_default();
-    Ok(Target::parse(url)?.with_key(api_key(settings)?.as_deref()))
+    keyed(settings, Target::parse(settings.text("queen").unwrap_or_default())?)
 }
 
-/// The key to show: the flag, or the file's first line.
-pub fn api_key(settings: &Settings) -> Result<Option<String>, KeeperError> {
-    crate::daemon::api_key(settings).map_err(|error| KeeperError::local("reading the key", error))
+/// A server with the key to show it: the flag's, its file's first line, else that of a daemon of ours on this machine.
+pub fn keyed(settings: &Settings, target: Target) -> Result<Target, KeeperError> {
+    let given =
+        crate::daemon::api_key(settings).map_err(|error| KeeperError::local("reading the key", error))?;
+    let target = target.with_key(given.as_deref());
+    // An account without a home has no daemons either.
+    Ok(match Dirs::of_process(settings.path("state-dir")) {
+        Ok(dirs) => target.with_local(dirs.state),
+        Err(_) => target,
+    })
 }

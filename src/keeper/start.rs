@@ -3,7 +3,7 @@
 
 use crate::config::{Origin, Settings};
 use crate::daemon::{self, READY};
-use crate::http::client::AskError;
+use crate::http::client::{AskError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
@@ -29,7 +29,8 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 /// Lines of a daemon's log that its failure shows.
 const LOG_TAIL_LINES: usize = 5;
 /// Flags of ours, not the daemon's; the key goes another way.
-const NOT_PASSED_ON: &[&str] = &["api-key", "json", "quiet", "verbose", "no-color", "timeout"];
+const NOT_PASSED_ON: &[&str] = &["api-key", "join", "json", "quiet", "verbose", "no-color", "timeout"];
+const SECRETS: [(&str, &str); 2] = [("api-key", "RBEE_API_KEY"), ("join", "RBEE_JOIN")];
 const NOTIFY_FD: i32 = 3;
 const LEASE_FD: i32 = 4;
 
@@ -66,7 +67,7 @@ pub async fn ensure(
     if is_answering(server).await? {
         return Ok(None);
     }
-    if server.is_hive || !is_here(server) {
+    if server.is_hive || !is_here(&server.target) {
         server.get::<crate::wire::fleet::Health>("/health", render).await?;
         return Ok(None);
     }
@@ -117,8 +118,11 @@ pub async fn role(settings: &Settings, render: &Render, name: &'static str) -> R
     let mut command = command(&dirs, &[name, "serve"])?;
     command.args(settings.typed(NOT_PASSED_ON));
     // Not on a command line, which everybody can read.
-    if let Some(Origin::Flag(_)) = settings.origin("api-key") {
-        command.env("RBEE_API_KEY", settings.text("api-key").unwrap_or_default());
+    for (flag, variable) in SECRETS {
+        let is_flag = settings.command().flag(flag).is_some();
+        if is_flag && let Some(Origin::Flag(_)) = settings.origin(flag) {
+            command.env(variable, settings.text(flag).unwrap_or_default());
+        }
     }
     let Started { mut daemon, notify, .. } = spawn(command, &dirs, name, false)?;
     wait(&mut daemon, notify, &dirs, name).await?;
@@ -141,19 +145,14 @@ async fn is_answering(server: &Server) -> Result<bool, KeeperError> {
 }
 
 /// Whether the queen's address is this machine's: only then is she ours to start.
-fn is_here(server: &Server) -> bool {
-    host_of(server)
-        .is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+pub fn is_here(target: &Target) -> bool {
+    target.host_and_port().is_some_and(|(host, _)| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
 }
 
 fn authority_of(server: &Server) -> Option<String> {
     server.target.to_string().strip_prefix("http://").map(str::to_owned)
-}
-
-fn host_of(server: &Server) -> Option<String> {
-    let authority = authority_of(server)?;
-    let (host, _) = authority.rsplit_once(':')?;
-    Some(host.trim_matches(['[', ']']).to_owned())
 }
 
 /// One start at a time on a state directory.

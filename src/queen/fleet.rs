@@ -155,7 +155,7 @@ impl Fleet {
         let is_known = |model: &&String| hive.indexed.contains(*model);
         let held = || hive.info.models.iter().chain(loaded.clone());
         let here: BTreeSet<&String> = held().collect();
-        if here.len() == hive.indexed.len() && here.iter().all(|model| is_known(model)) {
+        if here.len() == hive.indexed.len() && here.iter().all(is_known) {
             return;
         }
         let here: BTreeSet<String> = here.into_iter().cloned().collect();

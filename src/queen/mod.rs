@@ -6,6 +6,7 @@ pub mod fleet;
 mod heartbeats;
 mod hive_job;
 mod infer;
+mod join;
 mod logs;
 mod metrics;
 mod openai;
@@ -18,6 +19,7 @@ mod worker_facts;
 
 use crate::http::link::{self, Hello};
 use crate::job::Jobs;
+use crate::keys::Ring;
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::now_ms;
 use dispatch::{Dispatcher, Limits};
@@ -39,6 +41,10 @@ pub struct Options {
     /// Where her jobs' journals lie.
     pub journals: std::path::PathBuf,
     pub limits: Limits,
+    /// Where she listens, as nodes are told.
+    pub listen: Vec<String>,
+    /// Who may ask, and who may join.
+    pub keys: Arc<Ring>,
     /// A hive of the same process tells the lines of both.
     pub shares_its_log: bool,
 }
@@ -78,11 +84,13 @@ impl Queen {
         let _ = tokio::time::timeout(left, fleet.wait_for(|fleet| !fleet.hives.is_empty())).await;
     }
 
-    /// Her end of a link that has been turned round: asks for telemetry and keeps the hive registered as long as it lasts.
+    /// Her end of a link that has been turned round: asks for telemetry and keeps the hive registered as long as it lasts,
+    /// and its key is not `revoked`.
     pub async fn attach(
         &self,
         hello: Hello,
         io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+        revoked: impl Future<Output = ()>,
     ) {
         let (caller, running) = match link::call(io).await {
             Ok(linked) => linked,
@@ -94,7 +102,7 @@ impl Queen {
         tracing::info!(hive = hello.hive, version = hello.version, "hive connected");
         // The connection runs on its own: what is under way on it when telemetry ends may still finish or fail by itself.
         let running = tokio::spawn(running);
-        let mut following = std::pin::pin!(self.registry.follow(&hello, caller));
+        let mut following = std::pin::pin!(self.registry.follow(&hello, caller, revoked));
         let lost = tokio::select! {
             lost = following.as_mut() => lost,
             () = self.shutdown.stopped() => {

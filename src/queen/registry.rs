@@ -35,6 +35,8 @@ pub enum LinkLost {
     Codec(#[from] crate::wire::codec::CodecError),
     #[error("it closed the link")]
     Closed,
+    #[error("its key was revoked")]
+    Revoked,
     #[error("a newer link of the same hive took over")]
     Superseded,
 }
@@ -102,12 +104,15 @@ impl Registry {
         }
     }
 
-    /// Follows one hive's telemetry until its link is lost, and takes the hive out then.
-    pub async fn follow(&self, hello: &Hello, caller: Caller) -> LinkLost {
+    /// Follows one hive's telemetry until its link is lost or its key revoked, and takes the hive out then.
+    pub async fn follow(&self, hello: &Hello, caller: Caller, revoked: impl Future<Output = ()>) -> LinkLost {
         let link = self.next_link();
-        let lost = match self.listen(hello, caller, link).await {
-            Ok(never) => match never {},
-            Err(lost) => lost,
+        let lost = tokio::select! {
+            listened = self.listen(hello, caller, link) => match listened {
+                Ok(never) => match never {},
+                Err(lost) => lost,
+            },
+            () = revoked => LinkLost::Revoked,
         };
         self.fleet.send_if_modified(|fleet| {
             let ours = fleet.hives.get(&hello.hive).is_some_and(|hive| hive.link == link);
@@ -185,7 +190,7 @@ impl Registry {
                         "replacing a link that was alive; if this goes on, two machines share one node id: remove the file `node` from one's state directory"
                     );
                 }
-                let hive = Hive::new(about(&hello.hive, full), caller.clone(), link, hello.node.clone());
+                let hive = Hive::new(about(&hello.hive, *full), caller.clone(), link, hello.node.clone());
                 fleet.insert(&hello.hive, hive);
                 return true;
             }

@@ -3,7 +3,7 @@
 use crate::http::link::Hello;
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
-use crate::http::{Request, Response, link, relay, reply, request};
+use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::placement::Want;
 use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, v2, worker_facts};
@@ -25,6 +25,7 @@ pub enum Endpoint {
     Model,
     Hives,
     Hive,
+    ForgetHive,
     HiveRelay,
     Workers,
     Worker,
@@ -38,6 +39,8 @@ pub enum Endpoint {
     Placement,
     Logs,
     Link,
+    Join,
+    Token,
 }
 
 const fn route(method: &'static str, path: &'static str, to: Endpoint) -> Route<Endpoint> {
@@ -71,6 +74,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/openai/v1/models/{id*}", Endpoint::Model),
     route("GET", "/v1/hives", Endpoint::Hives),
     route("GET", "/v1/hives/{name}", Endpoint::Hive),
+    route("DELETE", "/v1/hives/{name}", Endpoint::ForgetHive),
     route("ANY", "/v1/hives/{name}/{rest*}", Endpoint::HiveRelay),
     route("GET", "/v1/workers", Endpoint::Workers),
     route("GET", "/v1/workers/{id}", Endpoint::Worker),
@@ -83,7 +87,9 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("POST", "/v2/tasks", Endpoint::V2Tasks),
     route("GET", "/v1/placement", Endpoint::Placement),
     route("GET", "/v2/logs", Endpoint::Logs),
-    route("GET", "/v1/link", Endpoint::Link),
+    route("GET", auth::LINK_PATH, Endpoint::Link),
+    route("POST", auth::JOIN_PATH, Endpoint::Join),
+    route("POST", "/v1/tokens", Endpoint::Token),
 ];
 
 /// The service behind the queen's listeners.
@@ -125,6 +131,7 @@ impl Queen {
             Endpoint::Model => openai::model(self, &request::percent_decode(params.get(0))),
             Endpoint::Hives => Ok(reply::json(&json!({ "hives": self.registry.fleet().infos() }))),
             Endpoint::Hive => Ok(reply::json(&self.registry.hive(params.get(0))?.info)),
+            Endpoint::ForgetHive => self.forget(params.get(0)).await,
             Endpoint::HiveRelay => self.relay(params, request).await,
             Endpoint::Workers => {
                 let fleet = self.registry.fleet();
@@ -141,6 +148,8 @@ impl Queen {
             Endpoint::V2Tasks => v2::tasks(self, request).await,
             Endpoint::Placement => self.placement(&request).map(|told| reply::json(&told)),
             Endpoint::Link => self.link(request),
+            Endpoint::Join => self.join(request).await,
+            Endpoint::Token => self.make_token(request).await,
         }
     }
 
@@ -195,14 +204,16 @@ impl Queen {
 
     fn link(self: &Arc<Self>, mut request: Request) -> Result<Response, Failure> {
         let hello = Hello::read(&request)?;
+        self.may_link(&hello, &request.holder)?;
         self.registry.admit(&hello)?;
+        let holder = request.holder.clone();
         let upgraded = hyper::upgrade::on(&mut request.inner);
         let queen = self.clone();
         // None of the tasks that a shutdown waits for: a link is no work in itself, and lasts until that has ended.
         tokio::spawn(async move {
             tokio::select! {
                 upgraded = upgraded => match upgraded {
-                    Ok(io) => queen.attach(hello, io).await,
+                    Ok(io) => queen.attach(hello, io, queen.revoked(&holder)).await,
                     Err(error) => tracing::debug!(%error, "a link was not turned round"),
                 },
                 () = queen.shutdown.stopped() => {}

@@ -19,7 +19,7 @@ pub enum Frame {
 /// Version 2 tells what placement weighs: what models need, which engines there are, how fast the devices were.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum TelemetryV2 {
-    Full(HiveV2),
+    Full(Box<HiveV2>),
     Workers(Vec<WorkerV1>),
     Devices(Vec<DeviceV1>),
     Models(Vec<ModelV2>),
@@ -82,8 +82,10 @@ impl TelemetryV2 {
         };
         Some(match self {
             TelemetryV2::Full(hive) => {
-                let HiveV2 { name, version, listen, os, arch, draining, devices, workers, .. } = hive;
-                let models = models(hive.models);
+                let HiveV2 {
+                    name, version, listen, os, arch, draining, devices, workers, models: told, ..
+                } = *hive;
+                let models = models(told);
                 TelemetryV1::Full(HiveV1 {
                     name,
                     version,
@@ -117,7 +119,7 @@ impl From<TelemetryV1> for TelemetryV2 {
             TelemetryV1::Full(hive) => {
                 let HiveV1 { name, version, listen, os, arch, draining, devices, workers, models: told } =
                     hive;
-                TelemetryV2::Full(HiveV2 {
+                TelemetryV2::Full(Box::new(HiveV2 {
                     name,
                     version,
                     listen,
@@ -129,7 +131,7 @@ impl From<TelemetryV1> for TelemetryV2 {
                     models: models(told),
                     engines: Vec::new(),
                     speeds: Vec::new(),
-                })
+                }))
             }
             TelemetryV1::Workers(workers) => TelemetryV2::Workers(workers),
             TelemetryV1::Devices(devices) => TelemetryV2::Devices(devices),

@@ -18,6 +18,10 @@ impl Digest {
     pub fn of(hasher: sha2::Sha256) -> Self {
         Digest(sha2::Digest::finalize(hasher).into())
     }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl FromStr for Digest {

@@ -269,6 +269,34 @@ pub struct Info {
     pub started_at: u64,
 }
 
+/// POST /v1/tokens: a join token for the next node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenRequest {
+    pub ttl_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    pub token: String,
+    pub expires_at: u64,
+    /// Where the queen listens, so that a node can be told whom to dial.
+    pub listen: Vec<String>,
+}
+
+/// POST /v1/join: who wants to be let in by a token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub hive: String,
+    pub node: String,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    pub hive: String,
+    /// The node's own from now on.
+    pub key: String,
+}
+
 /// What an infer job answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InferResult {

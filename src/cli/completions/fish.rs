@@ -1,7 +1,7 @@
 //! For fish: `rbee completions fish > ~/.config/fish/completions/rbee.fish`.
 
 use super::{EVERYWHERE, Values, global_flags, nodes, own_flags, values_of, values_of_arguments, visible};
-use crate::cli::table::role_words;
+use crate::cli::lookup::role_words;
 use crate::cli::{Command, Flag, LINK_NAMES};
 use std::fmt::Write;
 

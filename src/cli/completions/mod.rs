@@ -5,7 +5,8 @@ mod bash;
 mod fish;
 mod zsh;
 
-use super::table::{COMMANDS, find, next_words, role_words};
+use super::lookup::{find, next_words, role_words};
+use super::table::COMMANDS;
 use super::{Action, Command, Flag, Kind, LINK_NAMES, Positional, flags};
 
 /// The script for a shell; none for one that is not among those of the command's own argument.

@@ -17,7 +17,7 @@ use crate::wire::openai::ChatMessage;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// In the state directory.
 const HISTORY_FILE: &str = "chat_history";
@@ -58,8 +58,11 @@ async fn converse(
         let shown = printable(&chat.model);
         render.say(&format!("{shown} listens; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"));
     }
+    // One for all turns: a signal between two of them is not lost.
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
     loop {
-        let (typed, back) = next(source).await?;
+        let (typed, back) = next(source, &mut interrupt).await?;
         source = back;
         let turn = match typed {
             Typed::End => return Ok(()),
@@ -99,10 +102,8 @@ fn reading(error: crate::keeper::editor::EditorError) -> KeeperError {
 }
 
 /// Waits for a turn on a thread of its own. A terminal in raw mode makes Ctrl-C a key; at a pipe it is a signal.
-async fn next(mut source: Source) -> Result<(Typed, Source), KeeperError> {
+async fn next(mut source: Source, interrupt: &mut Signal) -> Result<(Typed, Source), KeeperError> {
     let is_terminal = source.is_terminal();
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
     let mut typing = tokio::task::spawn_blocking(move || source.next().map(|typed| (typed, source)));
     loop {
         tokio::select! {

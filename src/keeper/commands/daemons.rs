@@ -29,11 +29,10 @@ pub const HIVE: Daemon = Daemon { role: "hive" };
 
 impl Daemon {
     fn server(self, settings: &Settings) -> Result<Server, KeeperError> {
-        let key = server::api_key(settings)?;
         let target = match (self.role, settings.text("hive")) {
             ("queen", _) => server::queen(settings)?,
-            (_, Some(address)) if address.contains(':') => Target::parse(address)?.with_key(key.as_deref()),
-            _ => Target::parse(&format!("127.0.0.1:{HIVE_PORT}"))?.with_key(key.as_deref()),
+            (_, Some(address)) if address.contains(':') => server::keyed(settings, Target::parse(address)?)?,
+            _ => server::keyed(settings, Target::parse(&format!("127.0.0.1:{HIVE_PORT}"))?)?,
         };
         Ok(Server { target, is_hive: self.role == "hive", hive_id: None })
     }

@@ -5,7 +5,8 @@ use crate::http::request::percent_encode;
 use crate::keeper::KeeperError;
 use crate::keeper::commands::{status::hive_row, workers};
 use crate::keeper::follow::Follower;
-use crate::keeper::render::Render;
+use crate::keeper::remote::{self, Node};
+use crate::keeper::render::{Render, ago};
 use crate::keeper::server::Server;
 use crate::wire::fleet::{HiveInfo, WorkerInfo};
 use crate::wire::operation::{HiveOperation, QueenOperation};
@@ -17,7 +18,9 @@ struct Hives {
     hives: Vec<HiveInfo>,
 }
 
-const COLUMNS: &[&str] = &["hive", "state", "version", "up", "devices", "models"];
+const COLUMNS: &[&str] = &["hive", "host", "state", "last seen", "version", "devices", "workers"];
+/// A hive that was installed from here and is not linked.
+const AWAY: &str = "away";
 
 fn writing(error: std::io::Error) -> KeeperError {
     KeeperError::local("writing the list", error)
@@ -28,7 +31,22 @@ pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperErro
     if render.is_json() {
         return render.value(&json!(hives)).map_err(writing);
     }
-    render.table(COLUMNS, hives.iter().map(hive_row).collect()).map_err(writing)
+    let nodes = remote::nodes(settings)?.all();
+    let mut rows: Vec<Vec<String>> = hives.iter().map(|hive| row(hive, &nodes)).collect();
+    for node in nodes.iter().filter(|node| hives.iter().all(|hive| hive.name != node.name)) {
+        let (host, version) = (node.address.destination.clone(), node.version.clone());
+        let unknown = String::new;
+        rows.push(vec![node.name.clone(), host, AWAY.into(), unknown(), version, unknown(), unknown()]);
+    }
+    render.table(COLUMNS, rows).map_err(writing)
+}
+
+fn row(hive: &HiveInfo, nodes: &[Node]) -> Vec<String> {
+    // As status shows it: name, state, version, time up, devices, models.
+    let [name, state, version, _, devices, _] = <[String; 6]>::try_from(hive_row(hive)).unwrap_or_default();
+    let node = nodes.iter().find(|node| node.name == hive.name);
+    let host = node.map_or_else(|| hive.listen.clone(), |node| node.address.destination.clone());
+    vec![name, host, state, ago(hive.last_seen), version, devices, hive.workers.len().to_string()]
 }
 
 pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
@@ -37,7 +55,7 @@ pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError
     if render.is_json() {
         return render.value(&json!(hive)).map_err(writing);
     }
-    render.table(COLUMNS, vec![hive_row(&hive)]).map_err(writing)?;
+    render.table(COLUMNS, vec![row(&hive, &remote::nodes(settings)?.all())]).map_err(writing)?;
     let running: Vec<&WorkerInfo> = hive.workers.iter().collect();
     if running.is_empty() {
         return Ok(());

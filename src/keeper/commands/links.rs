@@ -43,7 +43,7 @@ fn change(dir: &Path, remove_them: bool) -> Result<Vec<PathBuf>, LinkError> {
 }
 
 /// Links every name in `dir` to `program`, and tells the paths of those that were not there yet.
-fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
+pub fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
     let dir = open(dir)?;
     // Beside the program itself the links are relative, so that the folder can be moved as a whole.
     let target = match (program.parent(), program.file_name()) {
@@ -67,7 +67,7 @@ fn make(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
 }
 
 /// Removes the links in `dir` that lead to `program`, whatever their form, and tells their paths.
-fn remove(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
+pub fn remove(dir: &Path, program: &Path) -> Result<Vec<PathBuf>, LinkError> {
     let dir = open(dir)?;
     let mut removed = Vec::new();
     for name in LINK_NAMES {

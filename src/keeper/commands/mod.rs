@@ -5,6 +5,7 @@ pub mod chat;
 pub mod daemons;
 pub mod hives;
 pub mod jobs;
+pub mod keys;
 pub mod links;
 pub mod logs;
 pub mod models;

@@ -7,7 +7,7 @@ use crate::keeper::commands::workers;
 use crate::keeper::render::{Render, ago, size};
 use crate::keeper::server::Server;
 use crate::wire::fleet::{Capabilities, HiveInfo, HiveState, Info, WorkerInfo};
-use crate::wire::job::{JobRecord, JobState};
+use crate::wire::job::JobRecord;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     let server = Server::of(settings)?;
     let info: Info = server.get("/v1/info", render).await?;
     let mut jobs = server.get::<Jobs>("/v1/jobs", render).await?.jobs;
-    jobs.retain(|job| job.state == JobState::Running);
+    jobs.retain(|job| !job.state.has_ended());
     let hives =
         if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
     let nodes = capabilities(&server, &hives, render).await;
@@ -67,9 +67,11 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     }
     if !jobs.is_empty() {
         render.answer("\n").map_err(writing)?;
-        let rows =
-            jobs.iter().map(|job| vec![job.job_id.to_string(), job.operation.clone(), ago(job.created_at)]);
-        render.table(&["job", "operation", "for"], rows.collect()).map_err(writing)?;
+        let rows = jobs.iter().map(|job| {
+            let state = job.state.name().to_owned();
+            vec![job.job_id.to_string(), job.operation.clone(), state, ago(job.created_at)]
+        });
+        render.table(&["job", "operation", "state", "for"], rows.collect()).map_err(writing)?;
     }
     Ok(())
 }

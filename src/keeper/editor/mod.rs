@@ -63,7 +63,10 @@ impl Source {
             return Ok(Source::Pipe);
         }
         // Neither an answer nor a log that goes to a file is to have the prompt in it.
-        let screen = File::options().write(true).open("/dev/tty").map_err(EditorError::Terminal)?;
+        let own = File::options().write(true).open("/dev/tty");
+        let screen = own
+            .or_else(|_| std::io::stderr().as_fd().try_clone_to_owned().map(File::from))
+            .map_err(EditorError::Terminal)?;
         let history = History::load(history);
         Ok(Source::Terminal(Terminal { screen, history, keys: Keys::default(), drawn: Screen::default() }))
     }

@@ -1,0 +1,404 @@
+//! `rbee hive install|update|uninstall`: against a real sshd with an account made for the test, and against a stand-in for ssh
+//! where only what is said matters.
+
+use crate::support::node::{Daemon, Place, alone, chat, said, signal_pid, until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+const SSHD: &str = "/usr/sbin/sshd";
+const SSH: &str = "/usr/bin/ssh";
+/// Its privilege separation's folder, which a package's start makes.
+const SSHD_RUN: &str = "/run/sshd";
+
+fn write(path: &Path, text: &str, mode: u32) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[track_caller]
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The keeper, with a folder of tools before all others.
+fn rbee(place: &Place, args: &[&str]) -> Output {
+    let mut command = place.command(args);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", place.path("tools").display()));
+    println!("{command:?}");
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn refused(place: &Place, args: &[&str], words: &str) -> String {
+    let output = rbee(place, args);
+    let (stdout, stderr) = said(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{output:?}");
+    assert!(stderr.contains(words), "`{words}` is not in {stderr}");
+    stderr
+}
+
+#[track_caller]
+fn done(place: &Place, args: &[&str]) -> (String, String) {
+    let output = rbee(place, args);
+    assert!(output.status.success(), "{output:?}");
+    said(&output)
+}
+
+fn tree(folder: &Path) -> Vec<PathBuf> {
+    let listed = run("find", &[folder.to_str().unwrap()]);
+    let mut paths: Vec<PathBuf> = listed.lines().map(PathBuf::from).collect();
+    paths.sort();
+    paths
+}
+
+/// An account of the system's for one test.
+struct Account {
+    name: String,
+    home: PathBuf,
+}
+
+impl Account {
+    fn new() -> Account {
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let name = format!("rbeetest{}", &id[id.len() - 8..]);
+        // A password that nothing matches, where none at all would lock the account.
+        run("useradd", &["--create-home", "--shell", "/bin/sh", "--password", "*", &name]);
+        Account { home: Path::new("/home").join(&name), name }
+    }
+
+    fn give(&self, path: &Path) {
+        use std::os::unix::fs::MetadataExt;
+        let home = self.home.metadata().unwrap();
+        chown(path, Some(home.uid()), Some(home.gid())).unwrap();
+    }
+
+    fn processes(&self) -> String {
+        let output = Command::new("pgrep").args(["--list-full", "--uid", &self.name]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        // Its processes end with the test's namespace, and are counted before.
+        let _ = Command::new("userdel").args(["--force", "--remove", &self.name]).output();
+    }
+}
+
+/// sshd for one test, and a client that knows it.
+struct Sshd {
+    child: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Sshd {
+    fn start(place: &Place, account: &Account) -> Sshd {
+        std::fs::create_dir_all(SSHD_RUN).unwrap();
+        let folder = place.path("sshd");
+        std::fs::create_dir(&folder).unwrap();
+        let key = |name: &str| {
+            let path = folder.join(name);
+            let file = path.to_str().unwrap().to_owned();
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &file]);
+            std::fs::read_to_string(path.with_extension("pub")).unwrap()
+        };
+        let host = key("host");
+        let ours = key("ours");
+        key("other");
+        let ssh = account.home.join(".ssh");
+        write(&ssh.join("authorized_keys"), &ours, 0o600);
+        account.give(&ssh);
+        account.give(&ssh.join("authorized_keys"));
+        std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o700)).unwrap();
+        // Free a moment ago: sshd cannot be given an open socket.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let at = folder.display();
+        let config = format!(
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nPidFile none\nUsePAM no\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n"
+        );
+        write(&folder.join("sshd_config"), &config, 0o600);
+        let known = format!("[127.0.0.1]:{port} {host}");
+        write(&folder.join("known"), &known, 0o600);
+        let client = format!(
+            "UserKnownHostsFile {at}/known\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\nIdentitiesOnly yes\n\
+             IdentityFile none\nHost box\n  HostName 127.0.0.1\n  Port {port}\n"
+        );
+        write(&folder.join("ssh_config"), &client, 0o600);
+        let tool = format!("#!/bin/sh\nexec {SSH} -F {at}/ssh_config \"$@\"\n");
+        write(&place.path("tools/ssh"), &tool, 0o755);
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let child = Command::new(SSHD)
+            .args(["-D", "-e", "-f"])
+            .arg(folder.join("sshd_config"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        until("sshd listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
+        });
+        Sshd { child, port, folder }
+    }
+
+    fn key(&self, name: &str) -> String {
+        self.folder.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.folder.join("log")).unwrap_or_default());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What such a test needs of the system.
+fn is_possible() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    let tools = [SSHD, SSH, "/usr/sbin/useradd"];
+    let missing: Vec<&str> = tools.into_iter().filter(|tool| !Path::new(tool).exists()).collect();
+    if !is_root || !missing.is_empty() {
+        eprintln!("skipped: hive install over ssh: needs root and {missing:?}");
+        return false;
+    }
+    true
+}
+
+#[test]
+fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace() {
+    if !is_possible() {
+        return;
+    }
+    alone(|| {
+        let place = Place::new();
+        let account = Account::new();
+        let model = account.home.join("tiny.gguf");
+        std::fs::copy(place.model(), &model).unwrap();
+        account.give(&model);
+        let sshd = Sshd::start(&place, &account);
+        let before = tree(&account.home);
+        // As a fleet's queen: open to the network, with a key, which this account's commands need not be told.
+        let client_key = done(&place, &["key", "create"]).0;
+        let mut queen = Daemon::start(&place, "queen serve", &["--listen", "0.0.0.0:0"]);
+        queen.use_key(client_key.trim());
+        let url = queen.url().replace("0.0.0.0", "127.0.0.1");
+        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
+        let host = format!("{}@127.0.0.1", account.name);
+        let install = |more: &[&str]| {
+            let mut words = vec!["hive", "install", "--queen", &url, "--name", "one", &host];
+            words.extend(["--listen", "127.0.0.1:0"]);
+            words.extend(more);
+            words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>()
+        };
+        let fails = |more: &[&str], words: &str| {
+            let line = install(more);
+            let told = refused(&place, &line.iter().map(String::as_str).collect::<Vec<_>>(), words);
+            assert_eq!(tree(&account.home), before, "{told}");
+            queen.has_hives(0);
+            assert!(!place.path("s/nodes").exists(), "nothing is saved");
+            told
+        };
+        fails(&["--port", &port, "--identity", &sshd.key("other")], "accepts none of the keys");
+        let told = fails(&["--port", &port, "--identity", &sshd.key("absent")], "is missing");
+        assert!(told.contains(&format!("chmod 600 {}", sshd.key("absent"))), "{told}");
+        std::fs::copy(&key, sshd.key("open")).unwrap();
+        std::fs::set_permissions(sshd.key("open"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let told = fails(&["--port", &port, "--identity", &sshd.key("open")], "is open to others");
+        assert!(told.contains(&format!("chmod 600 {}", sshd.key("open"))), "{told}");
+        let told = fails(&["--port", "1", "--identity", &key], "Connection refused): is it on");
+        assert!(told.contains("try 1 of 3") && told.contains("try 3 of 3"), "{told}");
+        let known = std::fs::read(sshd.folder.join("known")).unwrap();
+        std::fs::write(sshd.folder.join("known"), "").unwrap();
+        fails(&["--port", &port, "--identity", &key], "host key is not known here");
+        std::fs::write(sshd.folder.join("known"), known).unwrap();
+        // A folder of root's, by the configuration's word.
+        let config = format!(
+            "[hives.one]\nhost = \"box\"\nuser = \"{}\"\nidentity = \"{key}\"\nbinary = \"/usr/local/rbee-nobody/rbee\"\n",
+            account.name
+        );
+        write(&place.path("home/.config/rbee/config.toml"), &config, 0o600);
+        write(&place.path("config.toml"), &config, 0o600);
+        let env = place.path("config.toml");
+        let with_config = |args: &[&str]| {
+            let mut command = place.command(args);
+            let path = std::env::var("PATH").unwrap();
+            command.env("PATH", format!("{}:{path}", place.path("tools").display())).env("RBEE_CONFIG", &env);
+            command.output().unwrap()
+        };
+        let output = with_config(&["hive", "install", "--queen", &url, "one", "--listen", "127.0.0.1:0"]);
+        let (_, told) = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(told.contains("writing `/usr/local/rbee-nobody`"), "{told}");
+        assert_eq!(tree(&account.home), before, "{told}");
+        queen.has_hives(0);
+        std::fs::remove_file(place.path("home/.config/rbee/config.toml")).unwrap();
+
+        // And now as it should be.
+        let line = install(&["--port", &port, "--identity", &key, "--json"]);
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        let (value, told) = done(&place, &line);
+        println!("{told}");
+        let value: Value = serde_json::from_str(&value).unwrap();
+        assert_eq!((value["name"].as_str(), value["service"].as_str()), (Some("one"), Some("detached")));
+        for step in [
+            "checking",
+            "copying",
+            "symlinks: ",
+            "joined the queen",
+            "started rbee hive serve",
+            "is reachable",
+        ] {
+            assert!(told.contains(step), "{step}: {told}");
+        }
+        queen.has_hives(1);
+        let listed = done(&place, &["hive", "list", "--queen", &url]).0;
+        assert!(listed.contains("one") && listed.contains(&host) && listed.contains("online"), "{listed}");
+        let keys = done(&place, &["key", "list", "--json"]).0;
+        assert!(keys.contains("\"one\"") && keys.contains("\"hive\""), "{keys}");
+        refused(&place, &line, "a hive is already called `one`");
+
+        let download = json!({"operation": "model_download", "model": model, "hive_id": "one"});
+        let model = queen.job(&download).done()["id"].as_str().unwrap().to_owned();
+        let ask = || queen.stream("/v1/chat/completions", &chat(&model, 3, true)).rest();
+        assert!(ask().is_clean());
+        let worker = queen.workers()[0].clone();
+        let first = queen.get("/v1/hives/one").json()["connected_at"].as_u64();
+        let (_, told) = done(&place, &["hive", "update", "one", "--queen", &url]);
+        let after = queen.get("/v1/hives/one").json()["connected_at"].as_u64();
+        assert!(after > first, "{told}");
+        // The worker went on, its model loaded, where hives hand over.
+        if rbee::hive::TABLE.iter().any(|route| route.path == "/v1/handover") {
+            assert!(told.contains("the next hive has taken over"), "{told}");
+            until("the worker is adopted", || match queen.workers().first() {
+                Some(now) if now["pid"] == worker["pid"] => Ok(()),
+                now => Err(format!("{now:?}")),
+            });
+        }
+        assert!(ask().is_clean());
+
+        let (_, told) = done(&place, &["hive", "uninstall", "one", "--queen", &url]);
+        queen.has_hives(0);
+        assert_eq!(tree(&account.home), before, "{told}");
+        let keys: Value = serde_json::from_str(&done(&place, &["key", "list", "--json"]).0).unwrap();
+        assert_eq!(keys.as_array().unwrap().len(), 1, "the client's: {keys}");
+        until("nothing of the account's runs", || match account.processes() {
+            left if left.is_empty() => Ok(()),
+            left => Err(left),
+        });
+        refused(&place, &["hive", "uninstall", "one", "--queen", &url], "no hive `one` was installed");
+        let listed = done(&place, &["hive", "list", "--queen", &url]).0;
+        assert!(!listed.contains("one"), "{listed}");
+    });
+}
+
+/// A stand-in that says what it is told to, and how often it was asked.
+fn stand_in(place: &Place, script: &str) {
+    let tool = format!("#!/bin/sh\necho \"$@\" >> {}\n{script}\n", place.path("asked").display());
+    write(&place.path("tools/ssh"), &tool, 0o755);
+    let _ = std::fs::remove_file(place.path("asked"));
+}
+
+#[test]
+fn each_way_in_which_ssh_can_fail_has_its_own_message_and_saves_nothing() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let url = queen.url();
+        let install = ["hive", "install", "u@box", "--queen", &url];
+        let fail = |line: &str| format!("echo '{line}' >&2; exit 255");
+        for (script, words, asked) in [
+            (
+                fail("ssh: connect to host box port 22: Connection timed out"),
+                "did not answer within 10 s, in 3 tries",
+                3,
+            ),
+            (fail("ssh: connect to host box port 22: No route to host"), "cannot be reached", 3),
+            (
+                fail("ssh: Could not resolve hostname box: Name or service not known"),
+                "no machine is known as",
+                1,
+            ),
+            (fail("u@box: Permission denied (publickey)."), "accepts none of the keys", 1),
+            (fail("Host key verification failed."), "host key is not known here", 1),
+            ("echo 'sh: 1: uname: not found' >&2; exit 127".into(), "`uname` was not found on u@box", 1),
+            (
+                "echo 'This account is currently not available.'; exit 1".into(),
+                "commands do not run on u@box",
+                1,
+            ),
+        ] {
+            stand_in(&place, &script);
+            refused(&place, &install, words);
+            let lines = std::fs::read_to_string(place.path("asked")).unwrap();
+            assert_eq!(lines.lines().count(), asked, "{words}: {lines}");
+            assert!(lines.contains("ConnectTimeout=10") && lines.contains("BatchMode=yes"), "{lines}");
+        }
+        assert!(!place.path("s/nodes").exists() && !place.path("s/keys.json").exists(), "nothing is saved");
+
+        let facts = "echo 'rbee:home=/home/u'; echo 'rbee:user=1000'; echo 'rbee:node=box'";
+        let from = |ip: &str| format!("echo 'rbee:from={ip} 1 2 22'");
+        let here = "echo \"rbee:target=$(uname -sm)\"";
+        stand_in(&place, &format!("{facts}; {here}; {}; echo rbee:installed=/r.json", from("127.0.0.1")));
+        refused(&place, &install, "rbee is installed on u@box already (/r.json)");
+        stand_in(&place, &format!("{facts}; {here}; {}", from("192.168.1.2")));
+        refused(&place, &install, "--listen 0.0.0.0:7833");
+        // Another kind of machine, which has no cargo.
+        stand_in(
+            &place,
+            &format!(
+                "case \"$(cat)\" in *rbee:target*) {facts}; echo 'rbee:target=Linux riscv64'; {};; *cargo*) echo cargo; echo c++;; esac",
+                from("127.0.0.1")
+            ),
+        );
+        let told = refused(&place, &install, "`cargo`, `c++` was not found on u@box");
+        assert!(told.contains("Linux riscv64") && told.contains("--binary FILE"), "{told}");
+        assert!(!place.path("s/nodes").exists());
+        queen.has_hives(0);
+        for bad in ["-oProxyCommand=touch /tmp/x", "u@-x", "a b"] {
+            let output = rbee(&place, &["hive", "install", "--queen", &url, "--", bad]);
+            assert_eq!(output.status.code(), Some(2), "{bad}: {output:?}");
+        }
+        std::fs::remove_dir_all(place.path("tools")).unwrap();
+        let mut command = place.command(&install);
+        let output = command.env("PATH", place.path("tools")).output().unwrap();
+        assert!(said(&output).1.contains("`ssh` was not found"), "{output:?}");
+    });
+}
+
+#[test]
+fn ctrl_c_takes_back_what_was_begun_over_there() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let facts = "echo 'rbee:home=/home/u'; echo 'rbee:user=1000'; echo 'rbee:node=box'; \
+                     echo \"rbee:target=$(uname -sm)\"; echo 'rbee:from=127.0.0.1 1 2 22'";
+        // The copy never ends.
+        let script = format!("case \"$*\" in *'sh -s') {facts};; *'cat >'*) exec sleep 1000;; esac");
+        stand_in(&place, &script);
+        let mut command = place.command(&["hive", "install", "u@box", "--queen", &queen.url()]);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", place.path("tools").display()));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let asked = || std::fs::read_to_string(place.path("asked")).unwrap_or_default();
+        until("the copy has begun", || if asked().contains("cat >") { Ok(()) } else { Err(asked()) });
+        signal_pid(child.id() as i32, Signal::INT);
+        let status = until("it ends", || child.try_wait().unwrap().ok_or_else(asked));
+        assert_eq!(status.code(), Some(130));
+        let folder =
+            asked().split("'/home/u/.rbee-install-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
+        assert!(asked().contains(&format!("rm -rf '/home/u/.rbee-install-{folder}'")), "{}", asked());
+        assert!(asked().contains("'uninstall'"), "{}", asked());
+    });
+}
