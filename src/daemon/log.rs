@@ -12,6 +12,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// One file of a daemon's log; the older ones are `x.log.1` to `x.log.4`.
 pub const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -22,7 +25,7 @@ pub const LINE_BYTES_MAX: usize = 16 << 10;
 const EARLIER_LINES: usize = 500;
 
 /// What carries a log to who follows it, and would log that it does, for ever. Heard only if RBEE_LOG names it.
-const CARRIERS: &[&str] = &["h2=info", "hyper=info", "hyper_util=info", "mio=info"];
+const CARRIERS: &[&str] = &["h2", "hyper", "hyper_util", "mio"];
 
 static LOG: LazyLock<Log> = LazyLock::new(|| Log {
     lines: Arc::default(),
@@ -80,23 +83,29 @@ fn shown(line: &[u8]) -> String {
 /// Starts logging; RBEE_LOG filters as RUST_LOG does elsewhere. `is_kept`: the lines can be asked for, see [`lines`].
 pub fn begin(settings: &Settings, is_kept: bool) {
     LOG.out().is_kept = is_kept;
-    let mut filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("RBEE_LOG")
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env_lossy();
-    let asked = std::env::var("RBEE_LOG").unwrap_or_default();
-    for directive in CARRIERS {
-        let name = directive.split('=').next().unwrap_or_default();
-        if !asked.contains(name) {
-            filter = filter.add_directive(directive.parse().expect("a directive of this table reads"));
-        }
-    }
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Writer);
+    let filter = filter(&std::env::var("RBEE_LOG").unwrap_or_default());
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(|| Writer);
     if settings.text("log-format") == Some("json") {
-        log.json().init();
+        log.json().finish().with(filter).init();
     } else {
-        log.with_ansi(false).init();
+        log.with_ansi(false).finish().with(filter).init();
     }
+}
+
+/// `info`, `rbee::queen=debug`, several of them between commas; what does not read is passed over.
+fn filter(asked: &str) -> Targets {
+    let parts = asked.split(',').filter_map(|part| part.trim().parse::<Targets>().ok());
+    let mut filter = Targets::new().with_default(LevelFilter::INFO);
+    for carrier in CARRIERS.iter().filter(|carrier| !asked.contains(*carrier)) {
+        filter = filter.with_target(*carrier, LevelFilter::INFO);
+    }
+    for part in parts {
+        if let Some(level) = part.default_level() {
+            filter = filter.with_default(level);
+        }
+        filter = filter.with_targets(part.iter().map(|(target, level)| (target.to_owned(), level)));
+    }
+    filter
 }
 
 /// From now on in a file, too, and detached in that alone: a starter's stderr is no log. Called with the daemon's lock
@@ -187,6 +196,17 @@ impl Turning {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_reads_as_elsewhere_and_what_carries_a_log_is_quiet_unless_named() {
+        use tracing::Level;
+        let hears = |asked: &str, target: &str, level: Level| filter(asked).would_enable(target, &level);
+        assert!(hears("", "rbee::queen", Level::INFO) && !hears("", "rbee::queen", Level::DEBUG));
+        assert!(hears("debug", "rbee", Level::DEBUG) && !hears("debug", "h2::proto", Level::DEBUG));
+        assert!(hears("h2=debug", "h2::proto", Level::DEBUG) && !hears("h2=debug", "rbee", Level::DEBUG));
+        let both = "warn, rbee::queen=trace, what=is-that";
+        assert!(hears(both, "rbee::queen", Level::TRACE) && !hears(both, "rbee::hive", Level::INFO));
+    }
 
     #[test]
     fn a_full_log_turns_over_and_the_oldest_goes() {
