@@ -94,7 +94,8 @@ pub fn begin(settings: &Settings, is_kept: bool) {
 
 /// `info`, `rbee::queen=debug`, several of them between commas; what does not read is passed over.
 fn filter(asked: &str) -> Targets {
-    let parts = asked.split(',').filter_map(|part| part.trim().parse::<Targets>().ok());
+    let words = asked.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let parts = words.filter_map(|word| word.parse::<Targets>().ok());
     let mut filter = Targets::new().with_default(LevelFilter::INFO);
     for carrier in CARRIERS.iter().filter(|carrier| !asked.contains(*carrier)) {
         filter = filter.with_target(*carrier, LevelFilter::INFO);

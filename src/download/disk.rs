@@ -20,7 +20,7 @@ const ALIGNMENT: usize = 4 << 10;
 /// A disk is judged when it has taken this much.
 const TRIAL_BYTES: u64 = 16 << 20;
 /// Bytes a second and writer. Less, and the kernel's order of writing is worth a copy.
-const DIRECT_RATE_MIN: u64 = 150_000_000;
+const DIRECT_RATE_MIN: u64 = 40_000_000;
 
 pub(super) struct Disk {
     file: File,
