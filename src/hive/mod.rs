@@ -17,6 +17,7 @@ mod metrics;
 mod models;
 mod needs;
 mod operations;
+mod patience;
 mod preflight;
 mod processes;
 pub mod restarts;
