@@ -218,6 +218,7 @@ fn hive_options(
             orphan_ttl: settings.duration("orphan-ttl").unwrap_or(Duration::from_secs(60)),
             idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
             restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
+            loading_silence: settings.duration("loading-silence").unwrap_or(hive::LOADING_SILENCE_MAX),
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },

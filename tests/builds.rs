@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// B42: the grace, and one second.
-const CANCELLED_MAX: Duration = Duration::from_secs(3);
+pub const CANCELLED_MAX: Duration = Duration::from_secs(3);
 
 /// A folder of recipes, and the catalog that serves it.
 pub struct Shop {
@@ -97,10 +97,10 @@ api = "openai"
     (package, serve)
 }
 
-const QUICK: &str = r#"package() { install -Dm755 /bin/true "$pkgdir/bin/engine"; }"#;
+pub const QUICK: &str = r#"package() { install -Dm755 /bin/true "$pkgdir/bin/engine"; }"#;
 
 /// Builds with a grandchild in a session of its own, a daemon with closed output, one that ignores TERM.
-const STUBBORN: &str = r#"
+pub const STUBBORN: &str = r#"
 build() {
   setsid sleep 1000 &
   ( trap '' TERM INT HUP; while :; do sleep 1000; done ) &
@@ -156,7 +156,7 @@ fn file_below(folder: &Path, name: &str) -> Option<PathBuf> {
 
 /// Nothing of a build is left: no process beside the daemons, no work folder, no half-installed engine.
 #[track_caller]
-fn is_clean(place: &Place, daemons: &[&Daemon], id: &str, limit: Duration) {
+pub fn is_clean(place: &Place, daemons: &[&Daemon], id: &str, limit: Duration) {
     within(limit, "every process of the build is gone", || {
         let ours: Vec<i32> = daemons.iter().map(|daemon| daemon.pid()).collect();
         let left: Vec<_> = place.processes().into_iter().filter(|(pid, _)| !ours.contains(pid)).collect();

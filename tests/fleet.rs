@@ -49,7 +49,7 @@ fn names(list: &[Value]) -> Vec<&str> {
 }
 
 /// Asks to be a link, as a hive of any name, node and protocol would.
-fn dial(queen: &Daemon, hive: &str, node: &str, protocol: u32) -> Answer {
+pub fn dial(queen: &Daemon, hive: &str, node: &str, protocol: u32) -> Answer {
     let mut request = client::get("/v1/link").unwrap();
     let headers = [
         ("connection", "upgrade"),

@@ -39,6 +39,7 @@ mod recipes;
 mod references;
 mod run;
 mod rungs;
+mod scenarios;
 mod scripted;
 mod shutdown;
 mod sources;

@@ -40,6 +40,9 @@ struct Script {
     /// The request that no engine survives.
     #[serde(default)]
     ends_you: bool,
+    /// And the one that it never comes to the end of, after all its tokens.
+    #[serde(default)]
+    hangs: bool,
 }
 
 #[derive(Clone)]
@@ -55,6 +58,9 @@ impl Service for Engine {
         if script.ends_you {
             // It dies as one does that the kernel kills.
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        }
+        if script.hangs && !script.stream {
+            return std::future::pending().await;
         }
         if !script.stream {
             let usage = json!({"prompt_tokens": 1, "completion_tokens": script.max_tokens});
@@ -73,6 +79,9 @@ impl Service for Engine {
                 if events.raw(token.clone()).await.is_err() {
                     return;
                 }
+            }
+            if script.hangs {
+                return events.closed().await;
             }
             let _ = events.data("[DONE]").await;
         });

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A daemon of another version, as far as one answer goes. It gives the same to whatever is asked, until it is dropped.
-struct Other {
-    address: String,
+pub struct Other {
+    pub address: String,
     asked: Arc<AtomicUsize>,
     over: Arc<AtomicBool>,
     serving: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Other {
-    fn start(place: &Place, status: &'static str, protocol: u32, body: String) -> Other {
+    pub fn start(place: &Place, status: &'static str, protocol: u32, body: String) -> Other {
         let listener = TcpListener::bind(place.address(0)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (asked, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));

@@ -132,6 +132,8 @@ pub static IDLE_TTL: Flag =
         .default("5m");
 pub static RESTART_PAUSE: Flag =
     Flag::new("restart-pause", Duration, "DURATION", "before a pinned worker's first restart").hidden();
+pub static LOADING_SILENCE: Flag =
+    Flag::new("loading-silence", Duration, "DURATION", "how long a load may show no progress").hidden();
 pub static DETACH: Flag = Flag::new("detach", Switch, "", "leave the terminal's session").hidden();
 pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when ready").hidden();
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();
@@ -275,6 +277,7 @@ pub static SERVE_FLAGS: &[&Flag] = &[
     &IDLE_TTL,
     &ORPHAN_TTL,
     &RESTART_PAUSE,
+    &LOADING_SILENCE,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,
@@ -299,6 +302,7 @@ pub static HIVE_FLAGS: &[&Flag] = &[
     &IDLE_TTL,
     &ORPHAN_TTL,
     &RESTART_PAUSE,
+    &LOADING_SILENCE,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,

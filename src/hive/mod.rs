@@ -17,6 +17,7 @@ mod metrics;
 mod models;
 mod needs;
 mod operations;
+mod patience;
 mod preflight;
 mod processes;
 pub mod restarts;
@@ -48,7 +49,7 @@ use workers::Workers;
 
 pub use launching::environment as worker_environment;
 pub use routes::{Routes, TABLE};
-pub use workers::Settings as WorkerSettings;
+pub use workers::{LOADING_SILENCE_MAX, Settings as WorkerSettings};
 
 /// What a hive is told at its start.
 #[derive(Debug, Clone)]

@@ -48,7 +48,7 @@ pub fn plan(want: &WorkerSpawn, header: &Header, device: &Device) -> Result<Plan
             return Ok(Plan { slots, ctx, memory_bytes: least, lowered });
         }
     }
-    Err(too_big(needed_bytes(header, wished), least, available, &device.id, header))
+    Err(too_big(want, needed_bytes(header, wished), least, device, header))
 }
 
 /// What a model takes in every shape that a spawn without wishes of its own would try.
@@ -78,23 +78,33 @@ fn needed_bytes(header: &Header, (slots, ctx): (u32, u32)) -> u64 {
     estimate(header, &Shape::new(slots, ctx)).total
 }
 
-fn too_big(wished: u64, least: u64, available: u64, device: &str, header: &Header) -> Failure {
+fn too_big(want: &WorkerSpawn, wished: u64, least: u64, device: &Device, header: &Header) -> Failure {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let advice = if header.weights_bytes > available {
-        "the weights alone are larger: take a smaller quantisation or a smaller model"
-    } else {
-        "take fewer slots (--slots) or less context (--ctx), or stop another worker"
+    let (id, available) = (&device.id, device.memory_free_bytes);
+    // What was asked for may be more than it takes.
+    let any = WorkerSpawn::of(want.model.as_str());
+    let fits = shapes(&any, header).into_iter().find(|shape| needed_bytes(header, *shape) <= available);
+    let advice = match fits {
+        Some((slots, ctx)) => format!("it would fit with --slots {slots} --ctx {ctx}"),
+        None if header.weights_bytes > available => {
+            format!(
+                "its weights alone are {} MiB: take a smaller quantisation or a smaller model, or stop another worker",
+                mib(header.weights_bytes)
+            )
+        }
+        None => "take a smaller quantisation or a smaller model, or stop another worker".into(),
     };
     Failure::new(
         Code::InsufficientMemory,
         format!(
-            "{device} has {} MiB free, and the model needs at least {} MiB; {advice}",
+            "{id} has {} MiB free, and the model needs at least {} MiB; {advice}",
             mib(available),
             mib(least)
         ),
     )
     .with(json!({
-        "needed_bytes": wished, "needed_bytes_min": least, "available_bytes": available, "device": device,
+        "needed_bytes": wished, "needed_bytes_min": least, "available_bytes": available, "device": id,
+        "fits": fits.map(|(slots, ctx)| json!({"slots": slots, "ctx": ctx})),
     }))
 }
 

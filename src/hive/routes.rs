@@ -1,12 +1,13 @@
 //! The hive's routes (contract/http.md, Hive). The same table answers on its own address and on its links.
 
+use crate::hive::patience::{DEADLINE_HEADER, Patience};
 use crate::hive::speed::Meter;
 use crate::hive::{Hive, handover, heartbeats, link, logs, metrics, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Peer, Request, Response, client, relay, reply, request};
 use crate::job::routes as jobs;
-use crate::wire::fleet::Health;
+use crate::wire::fleet::{Health, now_ms};
 use crate::wire::job::{JOB_ID_HEADER, JobId};
 use crate::wire::operation::HiveOperation;
 use crate::wire::{API_VERSION, Code, Failure, VERSION};
@@ -162,8 +163,17 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     }
     let busy = is_generating.then(|| hive.workers.busy(id));
     let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+    // An engine that is not ours is watched from here.
+    let is_watched = is_generating && !worker.target.is_unix();
+    let patience = is_watched.then(|| Patience::new(request.header(DEADLINE_HEADER), now_ms()));
+    let request_id = request.id.clone();
     let forwarded = request.forward(&format!("/{rest}{query}"))?;
-    let answer = client::send(&worker.target, forwarded).await.map_err(|error| {
+    let asking = client::send(&worker.target, forwarded);
+    let answer = match patience {
+        Some(patience) => patience.head(asking).await?,
+        None => asking.await,
+    };
+    let answer = answer.map_err(|error| {
         Failure::new(
             Code::WorkerLost,
             format!("worker {id} was lost: {}", crate::wire::failure::chain(&error)),
@@ -174,5 +184,8 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     let (workers, own) = (hive.workers.clone(), id.to_owned());
     let is_alone = move || workers.get(&own).is_ok_and(|worker| worker.info.slots_busy == 1);
     let meter = Meter::new(hive.speeds.clone(), worker.info.device, weights, is_alone);
-    Ok(relay::relay(answer, meter, busy))
+    Ok(match patience {
+        Some(patience) => relay::relay(patience.body(answer, &request_id), meter, busy),
+        None => relay::relay(answer, meter, busy),
+    })
 }

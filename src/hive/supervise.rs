@@ -25,8 +25,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-/// B12: loading may take long, but must move.
-pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
 /// From TERM to KILL, when a stop asks for none of its own.
 pub const WORKER_GRACE: Duration = Duration::from_secs(5);
 /// How long the rest of an ended worker's output is waited for.
@@ -365,12 +363,12 @@ async fn well(
         let told = log.metadata().map_or(0, |meta| meta.len());
         told + process::memory_bytes(tree.pid()).unwrap_or(0)
     };
-    foreign::well(endpoint, LOADING_SILENCE_MAX, progress).await
+    foreign::well(endpoint, workers.settings().loading_silence, progress).await
 }
 
 /// Follows the worker's own loading stream to its end.
 async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) -> Result<(), Failure> {
-    let target = workers.get(&id)?.target;
+    let (target, silence) = (workers.get(&id)?.target, workers.settings().loading_silence);
     let lost = |error: &dyn std::fmt::Display| {
         Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"))
     };
@@ -378,12 +376,12 @@ async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) ->
     let answer = client::send(&target, ask).await.map_err(|error| lost(&error))?;
     let mut events = sse::Reader::new(answer.into_body());
     loop {
-        let event = match tokio::time::timeout(LOADING_SILENCE_MAX, events.next()).await {
+        let event = match tokio::time::timeout(silence, events.next()).await {
             Ok(event) => event.map_err(|error| lost(&error))?,
             Err(_) => {
                 return Err(Failure::new(
                     Code::LoadingTimeout,
-                    format!("worker {id} made no progress loading for {} s", LOADING_SILENCE_MAX.as_secs()),
+                    format!("worker {id} made no progress loading for {} s", silence.as_secs()),
                 ));
             }
         };

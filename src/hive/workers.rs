@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Workers of one hive.
 pub const WORKERS_MAX: usize = 256;
+/// B12: loading may take long, but must move.
+pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// What a hive was told about its workers.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub struct Settings {
     pub idle_ttl: Duration,
     /// Before a pinned worker's first restart; see `restarts`.
     pub restart_pause: Duration,
+    /// B12: how long a load may show no progress.
+    pub loading_silence: Duration,
     /// The strongest rung of the containment ladder that is used; the node's best if not said.
     pub rung_max: Option<String>,
     /// What workers get of this process's environment.

@@ -113,6 +113,10 @@ impl Target {
         Target { place: Place::Unix(path.into()), key: None, local: None, reach: Reach::Anywhere }
     }
 
+    pub fn is_unix(&self) -> bool {
+        matches!(self.place, Place::Unix(_))
+    }
+
     pub fn with_key(mut self, key: Option<&str>) -> Self {
         self.key = key.map(str::to_owned);
         self

@@ -7,6 +7,7 @@ mod editor;
 mod follow;
 mod install;
 mod lines;
+mod partial;
 mod remote;
 mod render;
 mod server;

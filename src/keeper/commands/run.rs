@@ -2,6 +2,7 @@
 
 use crate::config::Settings;
 use crate::keeper::follow::{Each, Follower};
+use crate::keeper::partial::Partial;
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
 use crate::keeper::{KeeperError, start};
@@ -47,22 +48,23 @@ async fn answer(
     let mut jobs = Follower::new(server, render, settings.duration("timeout"))?;
     let (model, has_template) = provision(render, server, &mut jobs, &model).await?;
     let operation = operation(ask(settings, model, prompt, has_template));
-    let mut ends_in_newline = true;
+    let (mut ends_in_newline, mut partial) = (true, Partial::default());
     let result = infer(render, &mut jobs, &operation, &mut |event| {
-        if let JobEvent::Token { text, .. } = event
-            && !render.is_json()
-        {
-            render.clear();
-            ends_in_newline = text.ends_with('\n');
-            return render.answer(text);
+        let JobEvent::Token { text, .. } = event else { return Ok(()) };
+        partial.take(text);
+        if render.is_json() {
+            return Ok(());
         }
-        Ok(())
+        render.clear();
+        ends_in_newline = text.ends_with('\n');
+        render.answer(text)
     })
     .await;
     let writing = |error: std::io::Error| KeeperError::local("writing the answer", error);
     if !ends_in_newline {
         render.answer("\n").map_err(writing)?;
     }
+    partial.keep(settings, render, &result);
     let result = result?;
     if render.is_json() {
         return render.value(&result).map_err(writing);
