@@ -62,7 +62,7 @@ fn nginx(place: &Place, engine: &str) -> Option<(Child, Target)> {
          http {{ access_log off; client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\
          uwsgi_temp_path {root}/d; scgi_temp_path {root}/e; upstream engine {{ server {engine}; keepalive 64; }}\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
-         proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}"
+         proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_buffering off; }} }} }}"
     );
     let path = place.path("nginx.conf");
     std::fs::write(&path, configuration).unwrap();
