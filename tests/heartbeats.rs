@@ -58,3 +58,23 @@ fn the_queens_heartbeats_tell_her_totals_and_each_hive_and_changes_as_they_come(
         assert!(queen.terminate().success());
     });
 }
+
+#[test]
+fn a_hive_that_is_drained_says_so_in_its_own_heartbeats_too_and_when_that_is_undone() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
+        queen.has_hives(1);
+        let (mut of_queen, mut of_hive) = (queen.watch(PATH), hive.watch(PATH));
+        let both = |of_queen: &mut Stream, of_hive: &mut Stream, state: &str| {
+            beat_with(of_queen, |beat| beat["hives"][0]["state"] == state);
+            beat_with(of_hive, |beat| beat["hive"]["state"] == state);
+        };
+        both(&mut of_queen, &mut of_hive, "online");
+        queen.job(&json!({"operation": "hive_drain", "name": "one"})).done();
+        both(&mut of_queen, &mut of_hive, "draining");
+        queen.job(&json!({"operation": "hive_drain", "name": "one", "undo": true})).done();
+        both(&mut of_queen, &mut of_hive, "online");
+    });
+}

@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 pub fn stream(hive: &Arc<Hive>) -> Response {
     let teller = hive.clone();
-    heartbeats::stream(hive.workers.watch(), hive.shutdown.clone(), move || beat(&teller))
+    let changes = (hive.workers.watch(), hive.drained.subscribe());
+    heartbeats::stream(changes, hive.shutdown.clone(), move || beat(&teller))
 }
 
 fn beat(hive: &Hive) -> Value {
-    let state = if hive.shutdown.is_draining() { "draining" } else { "online" };
+    let state = if hive.is_draining() { "draining" } else { "online" };
     // As they were last looked at: a look runs a program of the vendor's.
     let devices = hive.devices_seen.lock().expect("no holder of the devices panics").clone();
     json!({

@@ -12,9 +12,40 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(2_500);
 /// The shortest time between two: a fleet at work changes with every request.
 pub const HEARTBEAT_GAP: Duration = Duration::from_millis(100);
 
+/// What wakes a stream: a watched value, or several.
+pub trait Changes: Send + 'static {
+    fn mark_unchanged(&mut self);
+    /// The end of what is watched is the daemon's own, and wakes as well.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl<T: Send + Sync + 'static> Changes for watch::Receiver<T> {
+    fn mark_unchanged(&mut self) {
+        watch::Receiver::mark_unchanged(self);
+    }
+
+    async fn changed(&mut self) {
+        let _ = watch::Receiver::changed(self).await;
+    }
+}
+
+impl<A: Changes, B: Changes> Changes for (A, B) {
+    fn mark_unchanged(&mut self) {
+        self.0.mark_unchanged();
+        self.1.mark_unchanged();
+    }
+
+    async fn changed(&mut self) {
+        tokio::select! {
+            () = self.0.changed() => {}
+            () = self.1.changed() => {}
+        }
+    }
+}
+
 /// Tells what `tell` gives, as `event: heartbeat`, until the reader leaves or the daemon drains.
-pub fn stream<T: Send + Sync + 'static>(
-    mut changes: watch::Receiver<T>,
+pub fn stream(
+    mut changes: impl Changes,
     shutdown: Shutdown,
     tell: impl Fn() -> Value + Send + Sync + 'static,
 ) -> Response {
@@ -27,7 +58,7 @@ pub fn stream<T: Send + Sync + 'static>(
                     return;
                 }
                 tokio::time::sleep(HEARTBEAT_GAP).await;
-                // The end of what is watched is the daemon's own.
+                // Unchanged for so long, it is told again.
                 let _ = tokio::time::timeout(HEARTBEAT_EVERY - HEARTBEAT_GAP, changes.changed()).await;
             }
         };
@@ -64,5 +95,26 @@ mod tests {
         shutdown.drain();
         assert_eq!(next().await, None);
         assert_eq!(told.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_are_watched_each_wakes_the_stream() {
+        const CHANGES: u64 = 10;
+        let (one, ones) = watch::channel(0);
+        let (other, others) = watch::channel(0);
+        let told = (ones.clone(), others.clone());
+        let tell = move || Value::from(*told.0.borrow() + *told.1.borrow());
+        let mut body = stream((ones, others), Shutdown::new(), tell).into_body();
+        let mut next = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
+        next().await;
+        let begun = std::time::Instant::now();
+        for number in 1..=CHANGES {
+            one.send_replace(number);
+            assert_eq!(next().await, format!("event: heartbeat\ndata: {}\n\n", 2 * number - 1));
+            other.send_replace(number);
+            assert_eq!(next().await, format!("event: heartbeat\ndata: {}\n\n", 2 * number));
+        }
+        // Each of them would have waited out the silence, had it not woken the stream.
+        assert!(begun.elapsed() < HEARTBEAT_EVERY * CHANGES as u32);
     }
 }
