@@ -143,6 +143,48 @@ fn a_log_that_tells_everything_can_be_followed_without_telling_of_itself_for_eve
 }
 
 #[test]
+fn what_carries_a_followed_log_is_in_the_files_and_not_in_what_is_told() {
+    alone(|| {
+        let place = Place::new();
+        let carriers: &[(&str, &str)] =
+            &[("RBEE_LOG", "debug,h2=trace,hyper=trace,hyper_util=trace,mio=trace")];
+        let queen = Daemon::try_start(&place, "queen serve", &["--name", "q"], carriers).unwrap();
+        let args = ["--name", "one", "--queen", &queen.url()];
+        let hive = Daemon::try_start(&place, "hive serve", &args, carriers).unwrap();
+        queen.has_hives(1);
+        let mut streams =
+            [queen.watch("/v2/logs?follow=true&tail=1000"), hive.watch("/v1/logs?follow=true&tail=1000")];
+        // Both have begun to tell when something is said that was not before.
+        queen.job(&json!({"operation": "hive_drain", "name": "one"})).done();
+        let mut told = Vec::new();
+        for stream in &mut streams {
+            until("the followed log tells of the drain", || {
+                let event = stream.next().unwrap().expect("it goes on");
+                let is_it = event.data.contains("draining: no new requests");
+                told.push(event.data);
+                if is_it { Ok(()) } else { Err(told.last().unwrap().clone()) }
+            });
+        }
+        assert!(hive.terminate().success());
+        assert!(queen.terminate().success());
+        for mut stream in streams {
+            told.extend(stream.rest().events);
+        }
+        let carried: Vec<&String> = told
+            .iter()
+            .filter(|line| {
+                [" h2", " hyper", " mio"].iter().any(|target| line.contains(&format!("{target}::")))
+            })
+            .collect();
+        assert!(carried.is_empty(), "{} of {} lines: {}", carried.len(), told.len(), carried[0]);
+        for log in ["queen.log", "hive.log"] {
+            let kept = std::fs::read_to_string(place.state().join("logs").join(log)).unwrap();
+            assert!(kept.contains("TRACE h2::"), "{log} keeps it");
+        }
+    });
+}
+
+#[test]
 fn a_daemon_keeps_a_file_that_the_next_life_goes_on_with() {
     alone(|| {
         let place = Place::new();

@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -24,8 +25,10 @@ pub const LINE_BYTES_MAX: usize = 16 << 10;
 /// Lines of the life before that a daemon still tells.
 const EARLIER_LINES: usize = 500;
 
-/// What carries a log to who follows it, and would log that it does, for ever. Heard only if RBEE_LOG names it.
-const CARRIERS: &[&str] = &["h2", "hyper", "hyper_util", "mio"];
+/// What carries a log to who follows it, and would log that it does, for ever. Heard only if RBEE_LOG names it, and then
+/// in the file and on stderr alone: a line told would be the cause of the next.
+const CARRIERS: &[&str] =
+    &["h2", "hyper", "hyper_util", "mio", "rustls", "tokio_rustls", "tokio_util", "tower", "want"];
 
 static LOG: LazyLock<Log> = LazyLock::new(|| Log {
     lines: Arc::default(),
@@ -51,7 +54,7 @@ impl Log {
     }
 
     /// Takes one event, as it was formatted.
-    fn take(&self, event: &[u8]) {
+    fn take(&self, event: &[u8], is_told: bool) {
         let mut out = self.out();
         if out.to_stderr {
             // Nobody to tell that stderr is closed.
@@ -65,9 +68,15 @@ impl Log {
             if let Some(file) = &mut out.file {
                 file.write(&line);
             }
-            self.lines.push(line);
+            if is_told {
+                self.lines.push(line);
+            }
         }
     }
+}
+
+fn is_carrier(target: &str) -> bool {
+    CARRIERS.contains(&target.split("::").next().unwrap_or(target))
 }
 
 /// A line as it is kept: printable, and not too long.
@@ -84,7 +93,7 @@ fn shown(line: &[u8]) -> String {
 pub fn begin(settings: &Settings, is_kept: bool) {
     LOG.out().is_kept = is_kept;
     let filter = filter(&std::env::var("RBEE_LOG").unwrap_or_default());
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(|| Writer);
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(Writers);
     if settings.text("log-format") == Some("json") {
         log.json().finish().with(filter).init();
     } else {
@@ -137,11 +146,29 @@ pub fn lines() -> Arc<Lines> {
     LOG.lines.clone()
 }
 
-struct Writer;
+struct Writers;
+
+impl<'w> MakeWriter<'w> for Writers {
+    type Writer = Writer;
+
+    fn make_writer(&'w self) -> Writer {
+        Writer { is_told: true }
+    }
+
+    fn make_writer_for(&'w self, of: &tracing::Metadata<'_>) -> Writer {
+        Writer { is_told: !is_carrier(of.target()) }
+    }
+}
+
+/// Of one event.
+struct Writer {
+    /// To who follows, beside being kept.
+    is_told: bool,
+}
 
 impl Write for Writer {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        LOG.take(event);
+        LOG.take(event, self.is_told);
         Ok(event.len())
     }
 
@@ -207,6 +234,8 @@ mod tests {
         assert!(hears("h2=debug", "h2::proto", Level::DEBUG) && !hears("h2=debug", "rbee", Level::DEBUG));
         let both = "warn, rbee::queen=trace, what=is-that";
         assert!(hears(both, "rbee::queen", Level::TRACE) && !hears(both, "rbee::hive", Level::INFO));
+        assert!(is_carrier("h2") && is_carrier("hyper_util::client::legacy") && !is_carrier("h2o::x"));
+        assert!(!is_carrier("rbee::http::server"));
     }
 
     #[test]
