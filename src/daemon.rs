@@ -2,15 +2,18 @@
 //! ready. Each refusal says what to do about it.
 
 pub mod lines;
+mod lock;
 pub mod log;
+
+pub use lock::{Lock, gone, holder, holders_pid, is_locked};
 
 use crate::config::Settings;
 use crate::shutdown::Shutdown;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use tokio::net::TcpListener;
 
 /// Connections the kernel keeps for us before they are accepted.
@@ -41,54 +44,6 @@ pub enum DaemonError {
     EmptyKey { path: PathBuf },
     #[error("the descriptor of --{flag}, which another rbee passes on")]
     Descriptor { flag: &'static str, source: std::io::Error },
-}
-
-/// One daemon of a role on one state directory. The kernel lets go of it whatever happens to the process; the pid inside is
-/// for messages only.
-#[derive(Debug)]
-pub struct Lock {
-    file: File,
-}
-
-impl Lock {
-    pub fn take(path: &Path, role: &'static str) -> Result<Self, DaemonError> {
-        let opening = |source| DaemonError::OpenLock { path: path.to_owned(), source };
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(opening)?;
-        let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        if let Err(error) = rustix::fs::flock(file.as_fd(), exclusively) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(opening(error.into()));
-            }
-            let mut holder = String::new();
-            // Only a courtesy: an unreadable pid leaves the message without one.
-            let _ = file.take(32).read_to_string(&mut holder);
-            let holder =
-                if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) };
-            let directory = path.parent().unwrap_or(path).to_owned();
-            return Err(DaemonError::Locked { role, holder, path: directory });
-        }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(opening)?;
-        writeln!(file, "{}", std::process::id()).map_err(opening)?;
-        Ok(Lock { file })
-    }
-
-    /// Keeps it until the process is no more: whoever waits for the lock then waits for that.
-    pub fn for_life(self) {
-        std::mem::forget(self.file);
-    }
-}
-
-/// Whether a daemon of a role runs on a state directory.
-pub fn is_locked(path: &Path) -> bool {
-    let Ok(file) = File::open(path) else { return false };
-    let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    rustix::fs::flock(file.as_fd(), exclusively) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// The key that is asked of clients and shown to servers: from the flag, or the first line of the key's file.
@@ -254,17 +209,6 @@ pub fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_second_daemon_on_one_state_directory_is_refused_and_told_by_whom() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("queen.lock");
-        let first = Lock::take(&path, "queen").unwrap();
-        let refused = Lock::take(&path, "queen").unwrap_err().to_string();
-        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
-        drop(first);
-        Lock::take(&path, "queen").unwrap();
-    }
 
     #[tokio::test]
     async fn a_port_in_use_says_by_what_and_names_the_flag() {

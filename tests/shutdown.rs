@@ -1,11 +1,11 @@
 //! How daemons end in order: what runs is finished, nothing new is taken, nothing is left; and what `rbee run` starts, with
 //! and without --ephemeral.
 
-use crate::support::node::{Daemon, ENDLESS, PROMPT, Place, alone, chat, repeat, roomy, said, until};
+use crate::support::node::{Daemon, ENDLESS, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -214,5 +214,40 @@ fn two_first_runs_share_one_start_and_what_they_started_stays_until_it_is_stoppe
         let stopped = place.rbee(&["queen", "stop", "--queen", &queen]);
         assert!(stopped.status.success(), "{:?}", said(&stopped));
         place.is_deserted_within(STOP_MAX);
+    });
+}
+
+/// As systemd's `Restart=always` does.
+#[test]
+fn a_stop_waits_for_the_daemon_that_ran_and_not_for_the_one_that_takes_its_place_at_once() {
+    alone(|| {
+        let place = Place::new();
+        let like =
+            place.command(&["hive", "serve", "--listen", "127.0.0.1:0", "--queen", "http://127.0.0.1:9"]);
+        let over = place.path("over");
+        let script = format!("until [ -e {} ]; do \"$@\"; done", over.display());
+        let mut supervisor = Command::new("sh");
+        supervisor.args(["-c", &script, "sh", RBEE]).args(like.get_args()).env_clear();
+        supervisor.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut supervisor = supervisor.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let lock = place.state().join("hive.lock");
+        let holder = || until("a hive has the lock", || rbee::daemon::holder(&lock).ok_or_else(String::new));
+        let stop = || {
+            let stopped = place.rbee(&["hive", "stop"]);
+            let (_, told) = said(&stopped);
+            assert!(stopped.status.success() && told.contains("stopped"), "{stopped:?}");
+            told
+        };
+        for _ in 0..3 {
+            let before = holder();
+            let told = stop();
+            assert!(told.contains(&format!("(pid {})", before.pid)), "{told}: {before:?}");
+            assert!(!before.still_lives());
+            assert_ne!(holder(), before, "the next one");
+        }
+        holder();
+        std::fs::write(&over, "").unwrap();
+        stop();
+        assert!(supervisor.wait().is_ok());
     });
 }

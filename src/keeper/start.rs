@@ -105,12 +105,11 @@ pub async fn role(settings: &Settings, render: &Render, name: &'static str) -> R
     let dirs = dirs(settings)?;
     let _turn = my_turn(&dirs).await?;
     let lock = dirs.lock(name);
-    let holder = || std::fs::read_to_string(&lock).ok()?.trim().parse().ok();
+    let holder = || daemon::holders_pid(&lock);
     if daemon::is_locked(&lock) {
         // Queen and hive of one process have one log.
         let other = dirs.lock(if name == "queen" { "hive" } else { "queen" });
-        let is_both =
-            std::fs::read_to_string(other).ok().map(|text| text.trim().parse().ok()) == Some(holder());
+        let is_both = daemon::holders_pid(&other).is_some_and(|pid| holder() == Some(pid));
         let log = dirs.log(if is_both { "serve" } else { name });
         return Ok(Begun { pid: holder(), was_there: true, log });
     }

@@ -2,6 +2,12 @@
 
 use super::platform;
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// How long one wait for an end is: after it the process is looked at again, by more than its number.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Between two looks where the system has nothing to wait on (a filter that forbids it).
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A process named for as long as records of it may lie around: a pid alone is reused, a pid with its start time in one
 /// boot of one PID namespace is not.
@@ -28,6 +34,22 @@ impl Identity {
     pub fn still_lives(&self) -> bool {
         self.boot == platform::boot()
             && platform::process(self.pid).is_some_and(|now| now.start == self.start && !now.zombie)
+    }
+
+    /// Waits for its end, and tells whether that came in time. Blocks; woken by the system, not by a clock.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let begun = Instant::now();
+        while self.still_lives() {
+            let Some(left) = limit.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
+                return false;
+            };
+            let waited = Instant::now();
+            platform::wait_for_end(&[self.pid], left.min(WAIT_MAX));
+            if waited.elapsed() < LOOK_EVERY && self.still_lives() {
+                std::thread::sleep(LOOK_EVERY.min(left));
+            }
+        }
+        true
     }
 
     pub(super) fn in_this_boot(&self) -> bool {
@@ -84,5 +106,19 @@ mod tests {
         assert!(me.still_lives());
         assert!(!Identity { start: me.start + 1, ..me.clone() }.still_lives());
         assert!(!Identity { boot: "another".into(), ..me }.still_lives());
+    }
+
+    #[test]
+    fn the_end_of_a_process_that_is_nobodys_child_here_is_waited_for() {
+        assert!(!Identity::of_this_process().unwrap().ends_within(Duration::from_millis(20)));
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let identity = Identity::of(child.id().cast_signed()).unwrap();
+        assert!(!identity.ends_within(Duration::ZERO));
+        let waiting = std::thread::spawn(move || identity.ends_within(Duration::from_secs(60)));
+        // Not reaped while it is waited for: a zombie has ended, too.
+        drop(child.stdin.take());
+        assert!(waiting.join().unwrap());
+        child.wait().unwrap();
     }
 }

@@ -8,15 +8,11 @@ use crate::keeper::server::{self, Server};
 use crate::keeper::start::{self, Begun};
 use crate::keeper::version;
 use crate::paths::Dirs;
-use crate::shutdown::DRAIN_MAX;
 use crate::wire::fleet::Info;
 use crate::wire::{Code, Failure, HIVE_PORT};
-use rustix::process::{Pid, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use std::time::Duration;
-
-/// A drain, its workers' grace, and a little.
-const STOP_MAX: Duration = DRAIN_MAX.saturating_add(Duration::from_secs(10));
 
 /// Which daemon a command is about.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +107,7 @@ fn inside_serve(settings: &Settings, daemon: Daemon) -> Option<i32> {
     {
         return None;
     }
-    let pid = |role| std::fs::read_to_string(dirs.lock(role)).ok()?.trim().parse::<i32>().ok();
+    let pid = |role| crate::daemon::holders_pid(&dirs.lock(role));
     pid("hive").filter(|hive| pid("queen") == Some(*hive))
 }
 
@@ -120,40 +116,18 @@ pub async fn stop(settings: &Settings, render: &Render, daemon: Daemon) -> Resul
     let dirs = Dirs::of_process(settings.path("state-dir"))
         .map_err(|error| KeeperError::local("finding its state", error))?;
     let lock = dirs.lock(daemon.role);
-    if !crate::daemon::is_locked(&lock) {
-        return Err(Failure::new(
-            Code::NotFound,
-            format!("no {} runs on {}", daemon.role, dirs.state.display()),
-        )
-        .into());
-    }
-    let text =
-        std::fs::read_to_string(&lock).map_err(|error| KeeperError::local("reading its lock", error))?;
-    let pid = text.trim().parse::<i32>().ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else {
-        return Err(
-            Failure::new(Code::Internal, format!("its lock {} names no process", lock.display())).into()
-        );
+    let Some(running) = crate::daemon::holder(&lock) else {
+        let (code, what) = match crate::daemon::is_locked(&lock) {
+            true => (Code::Internal, format!("its lock {} names no process", lock.display())),
+            false => (Code::NotFound, format!("no {} runs on {}", daemon.role, dirs.state.display())),
+        };
+        return Err(Failure::new(code, what).into());
     };
-    rustix::process::kill_process(pid, Signal::TERM)
-        .map_err(|error| KeeperError::local(format!("stopping pid {}", pid.as_raw_nonzero()), error))?;
-    render.say(&format!("stopping the {} (pid {})", daemon.role, pid.as_raw_nonzero()));
-    // The lock is let go by the kernel with the process: waiting for it is waiting for the end.
-    let gone = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(lock)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).map_err(std::io::Error::from)
-    });
-    match tokio::time::timeout(STOP_MAX, gone).await {
-        Ok(Ok(Ok(()))) => {
-            render.say("stopped");
-            Ok(())
-        }
-        Ok(Ok(Err(error))) => Err(KeeperError::local("waiting for its end", error)),
-        Ok(Err(error)) => Err(KeeperError::local("waiting for its end", error)),
-        Err(_) => Err(Failure::new(
-            Code::Internal,
-            format!("pid {} was still there after {} s", pid.as_raw_nonzero(), STOP_MAX.as_secs()),
-        )
-        .into()),
-    }
+    let pid = running.pid;
+    let asked = Pid::from_raw(pid).map_or(Err(Errno::SRCH), |pid| kill_process(pid, Signal::TERM));
+    asked.map_err(|error| KeeperError::local(format!("stopping pid {pid}"), error))?;
+    render.say(&format!("stopping the {} (pid {pid})", daemon.role));
+    crate::daemon::gone(running).await.map_err(|error| KeeperError::local("waiting for its end", error))?;
+    render.say("stopped");
+    Ok(())
 }

@@ -12,16 +12,9 @@ use crate::keeper::KeeperError;
 use crate::keeper::commands::daemons;
 use crate::keeper::render::Render;
 use crate::keys::LocalKey;
+use crate::process::Identity;
 use crate::wire::failure::chain;
 use crate::wire::{Code, VERSION};
-use std::io;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// A drain, its workers' grace, and a little.
-const GONE_MAX: Duration = Duration::from_secs(45);
-/// Between two looks at a lock that another process may take at once: waiting for it would be waiting for that one.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The program of this process in place of that which is installed; all else stays as it is.
 pub async fn renew(
@@ -48,13 +41,15 @@ pub async fn renew(
         return Ok(told(&record, None));
     }
     let lock = places.dirs.lock(role.lock());
-    let pid = crate::daemon::is_locked(&lock).then(|| holder(&lock)).flatten();
-    if pid.is_some() && role == Role::Hive && hand_over(places, &lock, pid, render).await? {
+    let running = crate::daemon::holder(&lock);
+    if let (Some(hive), Role::Hive) = (&running, role)
+        && hand_over(places, hive, render).await?
+    {
         record.service.resume(role, &line, &places.dirs)?;
         render.say("the next hive has taken over");
         return Ok(told(&record, None));
     }
-    if pid.is_some() && record.service == Service::Detached {
+    if running.is_some() && record.service == Service::Detached {
         let daemon = if role == Role::Hive { daemons::HIVE } else { daemons::QUEEN };
         daemons::stop(settings, render, daemon).await?;
     }
@@ -64,12 +59,7 @@ pub async fn renew(
 }
 
 /// Asks the hive that runs to leave its workers to the next. False if it cannot be asked, or does not know how.
-async fn hand_over(
-    places: &Places,
-    lock: &Path,
-    pid: Option<i32>,
-    render: &Render,
-) -> Result<bool, KeeperError> {
+async fn hand_over(places: &Places, hive: &Identity, render: &Render) -> Result<bool, KeeperError> {
     let state = &places.dirs.state;
     let addresses = LocalKey::addresses(state, Role::Hive.lock());
     let Some(address) = addresses.first().map(|address| crate::daemon::reachable(*address)) else {
@@ -86,31 +76,12 @@ async fn hand_over(
             return Ok(false);
         }
         Err(AskError::Refused(failure)) => return Err(failure.into()),
-        // Perhaps it went in the middle of its answer; its lock tells.
+        // Perhaps it went in the middle of its answer; its end tells.
         Err(AskError::Client(error)) if render.is_verbose() => render.say(&chain(&error)),
         Err(AskError::Client(_)) => {}
     }
-    gone(lock, pid)
+    crate::daemon::gone(hive.clone())
         .await
         .map(|()| true)
         .map_err(|error| KeeperError::local("waiting for the handover", error))
-}
-
-fn holder(lock: &Path) -> Option<i32> {
-    std::fs::read_to_string(lock).ok()?.trim().parse().ok()
-}
-
-/// Waits until nobody holds a lock, or another than `pid` does.
-pub async fn gone(lock: &Path, pid: Option<i32>) -> io::Result<()> {
-    let begun = Instant::now();
-    while crate::daemon::is_locked(lock) && (pid.is_none() || holder(lock) == pid) {
-        if begun.elapsed() > GONE_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("it was still there after {} s", GONE_MAX.as_secs()),
-            ));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Ok(())
 }

@@ -4,12 +4,11 @@ use super::places::Places;
 use super::record::{self, Record};
 use super::service::Service;
 use super::unit::Role;
-use super::{InstallError, handover, links};
+use super::{InstallError, links};
 use crate::config::Settings;
 use crate::keeper::KeeperError;
 use crate::keeper::commands::daemons;
 use crate::keeper::render::Render;
-use std::io;
 
 /// What becomes of the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +62,10 @@ async fn stop(
 ) -> Result<(), KeeperError> {
     let role = installed.role;
     let lock = places.dirs.lock(role.lock());
-    let is_running = crate::daemon::is_locked(&lock);
+    let running = crate::daemon::holder(&lock);
     if installed.service == Service::Detached {
         let daemon = if role == Role::Hive { daemons::HIVE } else { daemons::QUEEN };
-        return if is_running { daemons::stop(settings, render, daemon).await } else { Ok(()) };
+        return if running.is_some() { daemons::stop(settings, render, daemon).await } else { Ok(()) };
     }
     let has_unit = installed.files.iter().any(|written| {
         let name = written.path.extension().and_then(|extension| extension.to_str());
@@ -74,11 +73,10 @@ async fn stop(
     });
     if has_unit && let Err(error) = installed.service.stop(role) {
         // Not loaded, perhaps, after an install that failed before that. What runs is seen by its lock.
-        if is_running {
+        if running.is_some() {
             return Err(error.into());
         }
     }
-    handover::gone(&lock, None)
-        .await
-        .map_err(|error: io::Error| KeeperError::local("waiting for its end", error))
+    let Some(daemon) = running else { return Ok(()) };
+    crate::daemon::gone(daemon).await.map_err(|error| KeeperError::local("waiting for its end", error))
 }
