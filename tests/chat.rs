@@ -1,6 +1,8 @@
 //! `rbee chat` as a person at a terminal uses it, and as a script at a pipe.
 
-use crate::support::node::{Daemon, PATIENCE, Place, alone, chat as ask, said, signal_pid, slow, until};
+use crate::support::node::{
+    Daemon, PATIENCE, Place, RBEE, alone, chat as ask, said, signal_pid, slow, until,
+};
 use crate::support::terminal::{CTRL_C, CTRL_D, ENTER, LEFT, Terminal, UP};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 const PROMPT: &str = "> ";
+const CTRL_Z: &str = "\u{1a}";
 /// The editor's last word to the terminal.
 const PASTE_OFF: &str = "\u{1b}[?2004l";
 
@@ -101,6 +104,127 @@ fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation() {
         let history = std::fs::read_to_string(history).unwrap();
         let typed: Vec<&str> = history.lines().collect();
         assert_eq!(typed[..2], ["Say something.", "/frob"], "{history}");
+    });
+}
+
+/// The conversation, as a shell's command on the terminal, which then tells how it ended; its settings before and after are kept.
+fn in_a_shell(place: &Place, queen: &str) -> Command {
+    let chat = chat(place, queen, &[]);
+    let script = format!(
+        "cd '{}'; stty -a > before; \"$@\"; code=$?; stty -a > after; echo \"ended with $code\"",
+        place.path("").display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "sh"]).arg(chat.get_program()).args(chat.get_args());
+    shell.envs(chat.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
+fn pid_of_chat(place: &Place) -> i32 {
+    let of_rbee = |(pid, line): &(i32, String)| line.starts_with(&format!("{RBEE} chat")).then_some(*pid);
+    until("the conversation runs", || {
+        place.processes().iter().find_map(of_rbee).ok_or_else(|| format!("{:?}", place.processes()))
+    })
+}
+
+#[track_caller]
+fn is_as_it_was(place: &Place) {
+    let settings = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+    assert!(settings("before").contains(" icanon") && settings("before").contains(" echo"));
+    assert_eq!(settings("before"), settings("after"));
+}
+
+#[test]
+fn a_signal_that_ends_the_conversation_leaves_the_terminal_as_it_was() {
+    alone(|| {
+        let place = Place::with_model(&slow());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        assert_eq!(daemon.post("/v1/chat/completions", &ask(&model, 1, false)).status, 200);
+        for signal in [Signal::TERM, Signal::HUP] {
+            // At the prompt, with a line begun.
+            let Some(mut terminal) = Terminal::start(&in_a_shell(&place, &daemon.url())) else { return };
+            terminal.shows("listens");
+            terminal.shows(PROMPT);
+            terminal.press("half a li");
+            terminal.shows("half a li");
+            signal_pid(pid_of_chat(&place), signal);
+            terminal.shows(PASTE_OFF);
+            terminal.shows("ended with 143");
+            assert_eq!(terminal.ends().code(), Some(0));
+            is_as_it_was(&place);
+
+            // In the middle of an answer.
+            let Some(mut terminal) = Terminal::start(&in_a_shell(&place, &daemon.url())) else { return };
+            terminal.shows("listens");
+            terminal.shows(PROMPT);
+            terminal.press(&format!("Say something.{ENTER}"));
+            becomes(&daemon, 1);
+            answer_comes(&mut terminal);
+            signal_pid(pid_of_chat(&place), signal);
+            terminal.shows("cancelled: ");
+            let last = terminal.shows("ended with 143");
+            assert!(last.ends_with("\r\n"), "{last:?}");
+            becomes(&daemon, 0);
+            assert_eq!(terminal.ends().code(), Some(0));
+            is_as_it_was(&place);
+        }
+    });
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_the_conversation_and_its_answer() {
+    alone(|| {
+        let place = Place::with_model(&slow());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let model = daemon.register(&place, None);
+        assert_eq!(daemon.post("/v1/chat/completions", &ask(&model, 1, false)).status, 200);
+        let Some(mut terminal) = Terminal::start(&chat(&place, &daemon.url(), &[])) else { return };
+        terminal.shows("listens");
+        terminal.shows(PROMPT);
+        terminal.press(&format!("Say something.{ENTER}"));
+        becomes(&daemon, 1);
+        answer_comes(&mut terminal);
+        drop(terminal);
+        becomes(&daemon, 0);
+        let is_left = |(_, line): &(i32, String)| line.starts_with(&format!("{RBEE} chat"));
+        until("the conversation ends", || match place.processes().iter().find(|process| is_left(process)) {
+            None => Ok(()),
+            Some(left) => Err(format!("{left:?}")),
+        });
+    });
+}
+
+#[test]
+fn a_conversation_that_was_stopped_goes_on_in_front_and_can_be_killed_from_behind() {
+    alone(|| {
+        let place = Place::new();
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let like = chat(&place, &daemon.url(), &[]);
+        let mut shell = Command::new("bash");
+        shell.args(["--norc", "--noprofile", "--noediting", "-i"]);
+        shell.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PS1", "shell: ");
+        let Some(mut terminal) = Terminal::start(&shell) else { return };
+        terminal.shows("shell: ");
+        let words: Vec<&str> = like.get_args().map(|word| word.to_str().unwrap()).collect();
+        terminal.press(&format!("{RBEE} {}{ENTER}", words.join(" ")));
+        terminal.shows("listens");
+        terminal.shows(PROMPT);
+        terminal.press(CTRL_Z);
+        terminal.shows("Stopped");
+        terminal.shows("shell: ");
+        terminal.press(&format!("fg{ENTER}"));
+        terminal.shows(PROMPT);
+        terminal.press(&format!("/help{ENTER}"));
+        terminal.shows("/retry");
+        terminal.shows(PROMPT);
+        terminal.press(CTRL_Z);
+        terminal.shows("Stopped");
+        terminal.shows("shell: ");
+        terminal.press(&format!("kill %1; wait %1; echo code $?{ENTER}"));
+        terminal.shows("code 143");
+        terminal.press(&format!("exit{ENTER}"));
+        terminal.ends();
     });
 }
 

@@ -1,11 +1,14 @@
 //! Jobs as a person follows them: through connections that drop and daemons that die, and with Ctrl-C at any moment.
 
-use crate::support::node::{Daemon, Place, said, slow, until};
+use crate::builds::{QUICK, Shop};
+use crate::support::gguf::{Tiny, tiny};
+use crate::support::hub::{Content, Repo, TestHub};
+use crate::support::node::{Daemon, Place, alone, said, slow, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 /// What becomes of one connection.
@@ -73,7 +76,22 @@ fn spawn(place: &Place, args: &[&str]) -> Child {
 }
 
 fn interrupt(child: &Child) {
-    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
+    send(child, Signal::INT);
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+}
+
+/// Waits until a job of this operation runs.
+#[track_caller]
+fn running(daemon: &Daemon, operation: &str) -> String {
+    until(&format!("a job of {operation} runs"), || {
+        let jobs = daemon.get("/v1/jobs").json();
+        let is_it = |job: &&Value| job["operation"] == operation && job["state"] == "running";
+        let job = jobs["jobs"].as_array().and_then(|jobs| jobs.iter().find(is_it));
+        job.map(|job| job["job_id"].as_str().unwrap().to_owned()).ok_or_else(|| jobs.to_string())
+    })
 }
 
 fn state(daemon: &Daemon, id: &str) -> Value {
@@ -239,4 +257,84 @@ fn a_timeout_detaches_and_only_a_cancel_cancels() {
     assert!(code == 0 && listed.contains(&relayed.id) && !listed.contains("infer"), "{listed}");
     let (code, stdout, _) = rbee(&["job", "follow", &relayed.id, "--hive", "here"]);
     assert!(code == 0 && stdout.contains("models"), "{stdout}");
+}
+
+#[test]
+fn a_sigterm_cancels_what_runs_on_the_server_as_ctrl_c_does_and_exits_143() {
+    alone(|| {
+        let place = Place::with_model(&slow());
+        let content = Content::padded(tiny(&Tiny::default()), 64 << 20, 1);
+        let hub = TestHub::of([Repo::new("bees/Large").with("m-Q4_K_M.gguf", &content)]);
+        let hub = hub.bytes_per_second(1 << 20).open();
+        let shop = Shop::open(&place);
+        shop.recipe("slow", &format!("build() {{ echo building; sleep 1000; }}\n{QUICK}"), "");
+        let (catalog, endpoint) = (shop.daemon.url(), hub.endpoint());
+        let args = ["--name", "here", "--catalog", catalog.as_str()];
+        let daemon = Daemon::try_start(&place, "serve", &args, &[("HF_ENDPOINT", &endpoint)]).unwrap();
+        let (url, model) = (daemon.url(), place.model());
+        let run = ["run", "-m", &model, "--max-tokens", "8000", "--temperature", "0", "hello"];
+        for (operation, words) in [
+            ("infer", &run[..]),
+            ("model_download", &["model", "download", "bees/Large:Q4_K_M"]),
+            ("worker_install", &["worker", "install", "slow"]),
+        ] {
+            let mut child = spawn(&place, &[words, &["--queen", &url]].concat());
+            let job = running(&daemon, operation);
+            let mut text = String::new();
+            if operation == "infer" {
+                first_word(&mut child);
+            }
+            send(&child, Signal::TERM);
+            if let Some(stdout) = &mut child.stdout {
+                stdout.read_to_string(&mut text).unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            let (_, stderr) = said(&output);
+            assert_eq!(output.status.code(), Some(143), "{operation}: {stderr}");
+            assert!(stderr.contains("cancelled: "), "{operation}: {stderr}");
+            assert_eq!(state(&daemon, &job), "cancelled", "{operation}");
+            assert!(operation != "infer" || text.ends_with('\n'), "{text:?}");
+        }
+    });
+}
+
+#[test]
+fn an_answer_is_cancelled_when_its_terminal_or_its_reader_has_gone_but_not_under_nohup() {
+    alone(|| {
+        let place = Place::with_model(&slow());
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let (url, model) = (daemon.url(), place.model());
+        let run = |tokens: &'static str| {
+            ["run", "-m", &model, "--queen", &url, "--max-tokens", tokens, "--temperature", "0", "hello"]
+                .map(str::to_owned)
+        };
+        let begin = |tokens: &'static str| {
+            let words = run(tokens);
+            let mut child = spawn(&place, &words.each_ref().map(String::as_str));
+            let job = running(&daemon, "infer");
+            first_word(&mut child);
+            (child, job)
+        };
+        let (mut child, job) = begin("8000");
+        send(&child, Signal::HUP);
+        // Read on, as a terminal's other end would: a pipe that is full holds up the last words.
+        child.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(143));
+        assert_eq!(state(&daemon, &job), "cancelled");
+
+        let (mut child, job) = begin("8000");
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert_eq!(state(&daemon, &job), "cancelled");
+
+        let like = place.command(&[]);
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_rbee")]).args(run("40"));
+        command.env_clear().envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        first_word(&mut child);
+        send(&child, Signal::HUP);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
 }

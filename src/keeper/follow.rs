@@ -1,5 +1,6 @@
-//! Posting a job and following it to its end: across dropped connections, and through Ctrl-C, which cancels on the server and
-//! waits for the receipt. Ctrl-C before the job's id is known cancels as soon as it is; a second one leaves at once.
+//! Posting a job and following it to its end: across dropped connections, and through Ctrl-C (or a SIGTERM, or a terminal that is
+//! closed), which cancels on the server and waits for the receipt. Before the job's id is known it cancels as soon as that is; a
+//! second one leaves at once.
 
 use crate::http::{client, reply, sse};
 use crate::job::{CANCEL_ANSWER_MAX, KEY_HEADER};
@@ -7,13 +8,13 @@ use crate::keeper::KeeperError;
 use crate::keeper::lines::DRAW_EVERY;
 use crate::keeper::render::Render;
 use crate::keeper::server::{self, Server, TRY_PAUSES};
+use crate::keeper::signals::Signals;
 use crate::keeper::version;
 use crate::wire::failure::chain;
 use crate::wire::job::{JobAccepted, JobCancelled, JobEvent, JobId, Terminator};
 use crate::wire::{Code, Failure};
 use serde_json::Value;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 /// How long a cancel's answer is waited for: what the server may take, and the way there and back.
@@ -31,7 +32,9 @@ pub struct Follower<'s> {
     render: &'s Render,
     /// Whether events are shown to a person, beside what the command does with them.
     shown: bool,
-    interrupt: Signal,
+    /// Whether an answer that can no longer be written is of no use to anybody.
+    is_for_us: bool,
+    signals: Signals,
     /// The end of the command's patience, and how long that was.
     deadline: Option<(Instant, Duration)>,
 }
@@ -41,7 +44,7 @@ pub type Each<'e> = &'e mut (dyn FnMut(&JobEvent) -> std::io::Result<()> + Send)
 
 enum Ended {
     Terminated(Terminator),
-    Interrupted,
+    Stopped(KeeperError),
 }
 
 impl<'s> Follower<'s> {
@@ -50,10 +53,17 @@ impl<'s> Follower<'s> {
         render: &'s Render,
         timeout: Option<Duration>,
     ) -> Result<Self, KeeperError> {
-        let interrupt =
-            signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
+        let signals = Signals::catch()?;
         let deadline = timeout.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
-        Ok(Follower { server, base: "/v1/jobs".into(), render, shown: true, interrupt, deadline })
+        Ok(Follower {
+            server,
+            base: "/v1/jobs".into(),
+            render,
+            shown: true,
+            is_for_us: false,
+            signals,
+            deadline,
+        })
     }
 
     /// Jobs at another address of the server, a hive's behind a queen for one.
@@ -66,11 +76,16 @@ impl<'s> Follower<'s> {
         Follower { shown: false, ..self }
     }
 
+    /// What comes is for this command's reader alone: when that one has left, it is cancelled.
+    pub fn for_us(self) -> Self {
+        Follower { is_for_us: true, ..self }
+    }
+
     /// Waits before another try; Ctrl-C ends the waiting.
     pub async fn pause(&mut self, pause: Duration) -> Result<(), KeeperError> {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
-            _ = self.interrupt.recv() => Err(KeeperError::Interrupted),
+            stop = self.signals.next() => Err(stop),
         }
     }
 
@@ -80,17 +95,18 @@ impl<'s> Follower<'s> {
         if let (Some(hive), Some(fields)) = (&self.server.hive_id, operation.as_object_mut()) {
             fields.entry("hive_id").or_insert_with(|| Value::from(hive.as_str()));
         }
-        let mut interrupted = false;
+        let mut stopped = None;
         let accepted = {
             let deadline = self.deadline;
             let mut posted = std::pin::pin!(post(self.server, self.render, &self.base, &operation));
             loop {
                 tokio::select! {
                     accepted = &mut posted => break accepted?,
-                    _ = self.interrupt.recv() => {
-                        if std::mem::replace(&mut interrupted, true) {
-                            return Err(KeeperError::Interrupted);
+                    stop = self.signals.next() => {
+                        if stopped.is_some() {
+                            return Err(stop);
                         }
+                        stopped = Some(stop);
                     }
                     after = until(deadline) => {
                         let hint = "; whether the job was taken is not known".into();
@@ -99,8 +115,8 @@ impl<'s> Follower<'s> {
                 }
             }
         };
-        if interrupted {
-            return self.cancel(accepted.job_id).await;
+        if let Some(stop) = stopped {
+            return Err(self.cancel(accepted.job_id, stop).await);
         }
         self.follow(accepted.job_id, each).await
     }
@@ -123,7 +139,7 @@ impl<'s> Follower<'s> {
         };
         let deadline = self.deadline;
         let ended = tokio::select! {
-            ended = self.watch(id, &mut see) => ended?,
+            ended = self.watch(id, &mut see) => ended,
             after = until(deadline) => {
                 render.clear();
                 let hint = format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)");
@@ -131,6 +147,12 @@ impl<'s> Follower<'s> {
             }
         };
         self.render.clear();
+        let ended = match ended {
+            Err(unread @ KeeperError::Local { .. }) if self.is_for_us => {
+                return Err(self.left(id, unread).await);
+            }
+            ended => ended?,
+        };
         match ended {
             Ended::Terminated(Terminator::Done) => Ok(result),
             Ended::Terminated(Terminator::Error(message)) => {
@@ -140,7 +162,7 @@ impl<'s> Follower<'s> {
                 self.render.say("cancelled by somebody else");
                 Err(KeeperError::Interrupted)
             }
-            Ended::Interrupted => self.cancel(id).await,
+            Ended::Stopped(stop) => Err(self.cancel(id, stop).await),
         }
     }
 
@@ -168,7 +190,7 @@ impl<'s> Follower<'s> {
                     Ok(terminator) => return Ok(Ended::Terminated(terminator)),
                     Err(broken) => broken,
                 },
-                _ = self.interrupt.recv() => return Ok(Ended::Interrupted),
+                stop = self.signals.next() => return Ok(Ended::Stopped(stop)),
             };
             // A silent job's connection has no events to show for itself, but lasts.
             if stream.next > before || stream.is_heard && begun.elapsed() > REATTACH_PAUSE {
@@ -186,18 +208,18 @@ impl<'s> Follower<'s> {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause.unwrap_or(REATTACH_PAUSE)) => {}
-                _ = self.interrupt.recv() => return Ok(Ended::Interrupted),
+                stop = self.signals.next() => return Ok(Ended::Stopped(stop)),
             }
         }
     }
 
-    /// Cancels on the server and shows the receipt. Always an `Interrupted` for the caller.
-    async fn cancel(&mut self, id: JobId) -> Result<Value, KeeperError> {
+    /// Cancels on the server and shows the receipt; gives what the command ends with.
+    async fn cancel(&mut self, id: JobId, stop: KeeperError) -> KeeperError {
         self.render.clear();
         let asked = cancel(self.server, &self.base, id);
         let answer = tokio::select! {
             answer = tokio::time::timeout(RECEIPT_MAX, asked) => answer,
-            _ = self.interrupt.recv() => return Err(KeeperError::Interrupted),
+            second = self.signals.next() => return second,
         };
         match answer {
             Ok(Ok(cancelled)) => self.render.receipt(id, cancelled.receipt.as_ref()),
@@ -210,7 +232,19 @@ impl<'s> Follower<'s> {
                 .render
                 .say(&format!("no receipt within {} s; see `rbee job get {id}`", RECEIPT_MAX.as_secs())),
         }
-        Err(KeeperError::Interrupted)
+        stop
+    }
+
+    /// Cancels what nobody reads any more. A terminal that is closed is noticed by a write, too, before its signal comes.
+    async fn left(&mut self, id: JobId, unread: KeeperError) -> KeeperError {
+        // Nobody is there to be told how that went.
+        let _ = tokio::time::timeout(RECEIPT_MAX, cancel(self.server, &self.base, id)).await;
+        tokio::select! {
+            // In this order: a signal that has come says more.
+            biased;
+            stop = self.signals.next() => stop,
+            () = std::future::ready(()) => unread,
+        }
     }
 }
 

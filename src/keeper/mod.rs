@@ -11,6 +11,7 @@ mod partial;
 mod remote;
 mod render;
 mod server;
+mod signals;
 mod start;
 mod turns;
 mod version;
@@ -41,6 +42,8 @@ pub enum KeeperError {
     /// Said already: the exit code is all that is left.
     #[error("interrupted")]
     Interrupted,
+    #[error("terminated")]
+    Terminated,
     #[error("down")]
     Down,
 }
@@ -48,6 +51,11 @@ pub enum KeeperError {
 impl KeeperError {
     fn local(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         KeeperError::Local { what: what.into(), source: source.into() }
+    }
+
+    /// Whether somebody has asked the command to end.
+    fn is_stop(&self) -> bool {
+        matches!(self, KeeperError::Interrupted | KeeperError::Terminated)
     }
 }
 
@@ -72,6 +80,7 @@ pub async fn run(settings: &Settings) -> Exit {
     match dispatch(settings, &render).await {
         Ok(()) => Exit::Done,
         Err(KeeperError::Interrupted) => Exit::Interrupted,
+        Err(KeeperError::Terminated) => Exit::Terminated,
         Err(KeeperError::Down) => Exit::Failed,
         Err(error @ KeeperError::Usage(_)) => {
             render.error(&error.to_string());

@@ -1,4 +1,4 @@
-//! The descriptors a child is born with, checked before they are believed.
+//! What a process is born with: descriptors, checked before they are believed, and how it is to take a signal.
 
 use super::platform;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -31,6 +31,17 @@ pub fn inherited_pipe(fd: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} is not a pipe")));
     }
     Ok(owned)
+}
+
+/// Whether whoever started this process wants it to outlive its terminal, as `nohup` does. To be asked before that signal is
+/// caught for the first time.
+pub fn ignores_hangup() -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: only asks; the structure is ours and filled where the call went well, and of plain integers in any case.
+    unsafe {
+        let asked = libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr());
+        asked == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// A wrong kind is closed again with the value: then this process was started by hand, and nothing else owns it.

@@ -7,6 +7,7 @@ use crate::keeper::editor::{Source, Typed};
 use crate::keeper::follow::Follower;
 use crate::keeper::render::{Render, printable};
 use crate::keeper::server::Server;
+use crate::keeper::signals::Signals;
 use crate::keeper::turns::{self, Turn};
 use crate::keeper::{KeeperError, start};
 use crate::paths::Dirs;
@@ -17,7 +18,6 @@ use crate::wire::openai::ChatMessage;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// In the state directory.
 const HISTORY_FILE: &str = "chat_history";
@@ -59,13 +59,13 @@ async fn converse(
         render.say(&format!("{shown} listens; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"));
     }
     // One for all turns: a signal between two of them is not lost.
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| KeeperError::local("catching Ctrl-C", error))?;
+    let mut signals = Signals::catch()?;
     loop {
-        let (typed, back) = next(source, &mut interrupt).await?;
+        let (typed, back) = next(source, &mut signals).await?;
         source = back;
         let turn = match typed {
             Typed::End => return Ok(()),
+            Typed::HungUp => return Err(KeeperError::Terminated),
             Typed::Cleared => continue,
             Typed::Text(text) => turns::read(&text).map_err(|error| KeeperError::Usage(error.to_string())),
         };
@@ -75,7 +75,7 @@ async fn converse(
             Err(error) => Err(error),
         };
         match done {
-            Err(error) if is_terminal => tell(render, error),
+            Err(error) if is_terminal && !matches!(error, KeeperError::Terminated) => tell(render, error),
             done => done?,
         }
     }
@@ -85,7 +85,7 @@ async fn converse(
 fn tell(render: &Render, error: KeeperError) {
     match error {
         // The receipt has said so.
-        KeeperError::Interrupted => {}
+        stop if stop.is_stop() => {}
         KeeperError::Refused(failure) => {
             let hint = failure.code == Code::ContextLengthExceeded;
             render.failure(&failure);
@@ -101,9 +101,10 @@ fn reading(error: crate::keeper::editor::EditorError) -> KeeperError {
     KeeperError::local("reading a turn", error)
 }
 
-/// Waits for a turn on a thread of its own. A terminal in raw mode makes Ctrl-C a key; at a pipe it is a signal.
-async fn next(mut source: Source, interrupt: &mut Signal) -> Result<(Typed, Source), KeeperError> {
-    let is_terminal = source.is_terminal();
+/// Waits for a turn on a thread of its own. A terminal in raw mode makes Ctrl-C a key; at a pipe it is a signal. What ends the
+/// program gives the terminal back: that thread goes on waiting for a key.
+async fn next(mut source: Source, signals: &mut Signals) -> Result<(Typed, Source), KeeperError> {
+    let tty = source.tty();
     let mut typing = tokio::task::spawn_blocking(move || source.next().map(|typed| (typed, source)));
     loop {
         tokio::select! {
@@ -111,8 +112,13 @@ async fn next(mut source: Source, interrupt: &mut Signal) -> Result<(Typed, Sour
                 let typed = typed.map_err(|error| KeeperError::local("reading a turn", error))?;
                 return typed.map_err(reading);
             }
-            _ = interrupt.recv() => if !is_terminal {
-                return Err(KeeperError::Interrupted);
+            stop = signals.next() => match &tty {
+                Some(_) if matches!(stop, KeeperError::Interrupted) => {}
+                Some(tty) => {
+                    tty.give_back();
+                    return Err(stop);
+                }
+                None => return Err(stop),
             }
         }
     }
@@ -138,7 +144,7 @@ struct Chat<'c> {
 
 impl Chat<'_> {
     fn jobs(&self) -> Result<Follower<'_>, KeeperError> {
-        Follower::new(self.server, self.render, self.settings.duration("timeout"))
+        Ok(Follower::new(self.server, self.render, self.settings.duration("timeout"))?.for_us())
     }
 
     /// Has the model fetched where no node has it.
@@ -220,9 +226,8 @@ impl Chat<'_> {
         .await;
         drop(jobs);
         let writing = |error: std::io::Error| KeeperError::local("writing the answer", error);
-        if !is_json && !answer.is_empty() && !answer.ends_with('\n') {
-            render.answer("\n").map_err(writing)?;
-        }
+        let is_open = !is_json && !answer.is_empty() && !answer.ends_with('\n');
+        let ended = if is_open { render.answer("\n") } else { Ok(()) };
         if answer.is_empty() && result.is_err() {
             self.messages.pop();
         } else {
@@ -232,11 +237,13 @@ impl Chat<'_> {
             Ok(told) if is_json => render.value(told).map_err(writing)?,
             Ok(told) => run::told_by(render, told),
             Err(error) if is_json && !answer.is_empty() => {
-                render.value(&partial(&self.model, &answer, error)).map_err(writing)?;
+                // Where stdout has gone, too, the error itself says more.
+                let _ = render.value(&partial(&self.model, &answer, error));
             }
             Err(_) => {}
         }
-        result.map(drop)
+        // A terminal that has gone takes no line's end, which is not what ended the answer.
+        result.and_then(|_| ended.map_err(writing))
     }
 
     fn question(&self) -> crate::wire::operation::Infer {
@@ -266,6 +273,6 @@ impl Chat<'_> {
 
 /// An answer's line where it did not come to its end.
 fn partial(model: &str, text: &str, error: &KeeperError) -> Value {
-    let reason = if matches!(error, KeeperError::Interrupted) { "cancelled" } else { "error" };
+    let reason = if error.is_stop() { "cancelled" } else { "error" };
     json!({"text": text, "finish_reason": reason, "model": model})
 }

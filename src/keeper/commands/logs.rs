@@ -6,6 +6,7 @@ use crate::http::sse;
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, printable};
 use crate::keeper::server::Server;
+use crate::keeper::signals::Signals;
 use crate::paths::Dirs;
 use crate::wire::failure::chain;
 use crate::wire::job::{JobEvent, Terminator};
@@ -47,6 +48,7 @@ async fn show(settings: &Settings, render: &Render, worker: Option<String>) -> R
             None => std::future::pending().await,
         }
     };
+    let mut signals = Signals::catch()?;
     tokio::select! {
         read = reading => {
             if let Err(KeeperError::Refused(failure)) = &read
@@ -56,7 +58,7 @@ async fn show(settings: &Settings, render: &Render, worker: Option<String>) -> R
             }
             read
         }
-        _ = tokio::signal::ctrl_c() => Err(KeeperError::Interrupted),
+        stop = signals.next() => Err(stop),
         after = patience => Err(KeeperError::TimedOut { after, hint: String::new() }),
     }
 }

@@ -5,6 +5,7 @@ use crate::config::Settings;
 use crate::keeper::follow::Follower;
 use crate::keeper::render::{Render, ago, printable, size};
 use crate::keeper::server::Server;
+use crate::keeper::signals::Signals;
 use crate::keeper::{KeeperError, start};
 use crate::model::{FileVerdict, Leftover, Pruned, Reference, Removal, Verified};
 use crate::wire::fleet::{ModelFile, ModelInfo};
@@ -157,9 +158,10 @@ async fn is_agreed(render: &Render, question: &str) -> Result<bool, KeeperError>
         // Nobody waits for it after Ctrl-C.
         let _ = told.send(read);
     });
+    let mut signals = Signals::catch()?;
     let line = tokio::select! {
         line = answer => line.map_err(|error| KeeperError::local("asking", error))?,
-        _ = tokio::signal::ctrl_c() => return Err(KeeperError::Interrupted),
+        stop = signals.next() => return Err(stop),
     };
     let line = line.map_err(|error| KeeperError::local("reading the answer", error))?;
     Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

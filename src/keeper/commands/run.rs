@@ -45,7 +45,7 @@ async fn answer(
     model: String,
     prompt: String,
 ) -> Result<(), KeeperError> {
-    let mut jobs = Follower::new(server, render, settings.duration("timeout"))?;
+    let mut jobs = Follower::new(server, render, settings.duration("timeout"))?.for_us();
     let (model, has_template) = provision(render, server, &mut jobs, &model).await?;
     let operation = operation(ask(settings, model, prompt, has_template));
     let (mut ends_in_newline, mut partial) = (true, Partial::default());
@@ -61,11 +61,10 @@ async fn answer(
     })
     .await;
     let writing = |error: std::io::Error| KeeperError::local("writing the answer", error);
-    if !ends_in_newline {
-        render.answer("\n").map_err(writing)?;
-    }
+    let ended = if ends_in_newline { Ok(()) } else { render.answer("\n") };
     partial.keep(settings, render, &result);
     let result = result?;
+    ended.map_err(writing)?;
     if render.is_json() {
         return render.value(&result).map_err(writing);
     }

@@ -5,17 +5,19 @@ mod history;
 mod keys;
 mod line;
 mod screen;
+mod tty;
 
 use crate::keeper::turns::{self, COMMANDS};
 use history::History;
 use keys::Keys;
 use line::{Line, Step};
-use rustix::termios::{self, OptionalActions, Termios};
 use screen::Screen;
 use std::fs::File;
-use std::io::{BufRead, IsTerminal, Read, Write};
+use std::io::{BufRead, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use tty::Tty;
 
 /// The longest turn.
 pub const TURN_BYTES_MAX: usize = 4 << 20;
@@ -23,9 +25,6 @@ const PROMPT: &str = "> ";
 /// Where a terminal does not tell its size.
 const COLUMNS: usize = 80;
 const ROWS: usize = 24;
-/// Pasted text comes between marks, so that its line breaks end no turn.
-const PASTE_ON: &str = "\u{1b}[?2004h";
-const PASTE_OFF: &str = "\u{1b}[?2004l";
 
 #[derive(Debug, thiserror::Error)]
 pub enum EditorError {
@@ -46,6 +45,8 @@ pub enum Typed {
     /// Ctrl-C: the line is cleared.
     Cleared,
     End,
+    /// The terminal has gone.
+    HungUp,
 }
 
 /// Both kinds read by blocking: they are asked on a thread of their own.
@@ -68,11 +69,20 @@ impl Source {
             .or_else(|_| std::io::stderr().as_fd().try_clone_to_owned().map(File::from))
             .map_err(EditorError::Terminal)?;
         let history = History::load(history);
-        Ok(Source::Terminal(Terminal { screen, history, keys: Keys::default(), drawn: Screen::default() }))
+        let tty = Arc::new(Tty::new(screen));
+        Ok(Source::Terminal(Terminal { tty, history, keys: Keys::default(), drawn: Screen::default() }))
     }
 
     pub fn is_terminal(&self) -> bool {
         matches!(self, Source::Terminal(_))
+    }
+
+    /// The terminal, to be given back while a turn is waited for.
+    pub fn tty(&self) -> Option<Arc<Tty>> {
+        match self {
+            Source::Terminal(terminal) => Some(terminal.tty.clone()),
+            Source::Pipe => None,
+        }
     }
 
     /// Waits for the next turn.
@@ -104,41 +114,19 @@ fn piped(mut input: impl BufRead) -> Result<Typed, EditorError> {
 
 #[derive(Debug)]
 pub struct Terminal {
-    screen: File,
+    tty: Arc<Tty>,
     history: History,
     /// Keys that were pressed before they were asked for are not lost.
     keys: Keys,
     drawn: Screen,
 }
 
-/// The terminal as it was, given back when this goes, whatever the reason.
-struct Raw(Termios);
-
-impl Raw {
-    fn enter() -> std::io::Result<Raw> {
-        let stdin = std::io::stdin();
-        let before = termios::tcgetattr(stdin.as_fd())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(stdin.as_fd(), OptionalActions::Drain, &raw)?;
-        Ok(Raw(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // Fails where the terminal has gone, which then needs nothing back.
-        let _ = termios::tcsetattr(std::io::stdin().as_fd(), OptionalActions::Drain, &self.0);
-    }
-}
-
 impl Terminal {
     fn next(&mut self) -> Result<Typed, EditorError> {
-        let raw = Raw::enter().map_err(EditorError::Terminal)?;
+        let tty = self.tty.clone();
+        let raw = tty.enter().map_err(EditorError::Terminal)?;
         self.drawn.forget();
-        self.write(PASTE_ON)?;
         let edited = self.edit();
-        self.write(&format!("{PASTE_OFF}\r\n"))?;
         drop(raw);
         if let Ok(Typed::Text(text)) = &edited {
             self.history.add(text);
@@ -150,7 +138,7 @@ impl Terminal {
         let mut line = Line::default();
         loop {
             self.draw(&line)?;
-            let Some(key) = self.key()? else { return Ok(Typed::End) };
+            let Some(key) = self.key()? else { return Ok(Typed::HungUp) };
             let step = line.press(key, self.history.turns());
             match step {
                 Step::Edited => {}
@@ -160,7 +148,10 @@ impl Terminal {
                     self.write("\u{1b}[H\u{1b}[2J")?;
                     self.drawn.forget();
                 }
-                Step::Suspend => self.suspend()?,
+                Step::Suspend => {
+                    self.tty.suspend().map_err(EditorError::Terminal)?;
+                    self.drawn.forget();
+                }
                 Step::Enter | Step::Interrupt | Step::End => {
                     line.move_to_end();
                     self.draw(&line)?;
@@ -190,38 +181,19 @@ impl Terminal {
         }
     }
 
-    /// Ctrl-Z, as in any other program; here again when the shell says so.
-    fn suspend(&mut self) -> Result<(), EditorError> {
-        self.write(PASTE_OFF)?;
-        let failed = |error: rustix::io::Errno| EditorError::Terminal(error.into());
-        let stdin = std::io::stdin();
-        let raw = termios::tcgetattr(stdin.as_fd()).map_err(failed)?;
-        let mut cooked = raw.clone();
-        cooked.local_modes |=
-            termios::LocalModes::ICANON | termios::LocalModes::ECHO | termios::LocalModes::ISIG;
-        cooked.output_modes |= termios::OutputModes::OPOST;
-        cooked.input_modes |= termios::InputModes::ICRNL;
-        termios::tcsetattr(stdin.as_fd(), OptionalActions::Drain, &cooked).map_err(failed)?;
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TSTP)
-            .map_err(failed)?;
-        termios::tcsetattr(stdin.as_fd(), OptionalActions::Drain, &raw).map_err(failed)?;
-        self.drawn.forget();
-        self.write(PASTE_ON)
-    }
-
     fn draw(&mut self, line: &Line) -> Result<(), EditorError> {
-        let size = termios::tcgetwinsize(self.screen.as_fd()).ok();
+        let (columns, rows) = self.tty.size();
         let told =
             |cells: Option<u16>, usual| cells.map(usize::from).filter(|cells| *cells > 0).unwrap_or(usual);
-        let columns = told(size.map(|size| size.ws_col), COLUMNS);
-        let rows = told(size.map(|size| size.ws_row), ROWS);
+        let columns = told(columns, COLUMNS);
+        let rows = told(rows, ROWS);
         let after = &line.text()[line.before_cursor().len()..];
         let codes = self.drawn.draw(PROMPT, line.before_cursor(), after, columns, rows);
         self.write(&codes)
     }
 
-    fn write(&mut self, text: &str) -> Result<(), EditorError> {
-        self.screen.write_all(text.as_bytes()).map_err(EditorError::Terminal)
+    fn write(&self, text: &str) -> Result<(), EditorError> {
+        self.tty.write(text).map_err(EditorError::Terminal)
     }
 }
 
