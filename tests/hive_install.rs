@@ -353,7 +353,10 @@ fn each_way_in_which_ssh_can_fail_has_its_own_message_and_saves_nothing() {
         stand_in(&place, &format!("{facts}; {here}; {}; echo rbee:installed=/r.json", from("127.0.0.1")));
         refused(&place, &install, "rbee is installed on u@box already (/r.json)");
         stand_in(&place, &format!("{facts}; {here}; {}", from("192.168.1.2")));
-        refused(&place, &install, "--listen 0.0.0.0:7833");
+        let port = queen.address.rsplit_once(':').unwrap().1;
+        let told = refused(&place, &install, &format!("--listen 0.0.0.0:{port}"));
+        assert!(told.contains(&format!("`ssh -N -R {port}:127.0.0.1:{port} u@box`")), "{told}");
+        assert!(told.contains(&format!("--dial http://127.0.0.1:{port}")), "{told}");
         // Another kind of machine, which has no cargo.
         stand_in(
             &place,
@@ -400,5 +403,122 @@ fn ctrl_c_takes_back_what_was_begun_over_there() {
             asked().split("'/home/u/.rbee-install-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
         assert!(asked().contains(&format!("rm -rf '/home/u/.rbee-install-{folder}'")), "{}", asked());
         assert!(asked().contains("'uninstall'"), "{}", asked());
+    });
+}
+
+/// A machine over there that takes everything and starts nothing.
+fn willing(place: &Place) {
+    let facts = "echo 'rbee:home=/home/u'; echo 'rbee:user=1000'; echo 'rbee:node=box'; \
+                 echo \"rbee:target=$(uname -sm)\"; echo 'rbee:from=127.0.0.1 1 2 22'";
+    let sum = "sha256sum < \"$0.got\" | cut -d ' ' -f 1";
+    let version = json!({"version": rbee::wire::VERSION});
+    let installed = json!({
+        "name": "late", "program": "/home/u/.local/bin/rbee", "version": rbee::wire::VERSION,
+        "service": "detached", "survives_reboot": false,
+    });
+    stand_in(
+        place,
+        &format!(
+            "case \"$*\" in *'sh -s') {facts};; *'cat >'*) cat > \"$0.got\";; *sha256sum*) {sum};; \
+             *\"'install'\"*) cat > /dev/null; echo '{installed}';; *version*) echo '{version}';; esac"
+        ),
+    );
+}
+
+#[test]
+fn a_hive_is_seen_when_it_comes_though_the_queen_was_restarted_while_it_was_waited_for() {
+    alone(|| {
+        let (place, node) = (Place::new(), Place::new());
+        let address = place.address(7833);
+        let queen = Daemon::start(&place, "queen serve", &["--listen", &address]);
+        let url = queen.url();
+        willing(&place);
+        let asked = || std::fs::read_to_string(place.path("asked")).unwrap_or_default();
+        let begin = || {
+            let mut command = place.command(&["hive", "install", "u@box", "--name", "late", "--queen", &url]);
+            let path = std::env::var("PATH").unwrap();
+            command.env("PATH", format!("{}:{path}", place.path("tools").display()));
+            let child = command.stderr(Stdio::piped()).spawn().unwrap();
+            // The last word over there before the queen's is waited for.
+            until("it is installed over there", || {
+                if asked().contains("rm -rf") { Ok(()) } else { Err(asked()) }
+            });
+            child
+        };
+        let child = begin();
+        queen.kill9();
+        let queen = Daemon::start(&place, "queen serve", &["--listen", &address]);
+        let hive = Daemon::start(&node, "hive serve", &["--name", "late", "--queen", &url]);
+        let output = child.wait_with_output().unwrap();
+        let (_, told) = said(&output);
+        assert!(output.status.success() && told.contains("`late` is reachable"), "{told}");
+        assert!(hive.terminate().success());
+        queen.has_hives(0);
+        done(&place, &["hive", "uninstall", "late", "--forget", "--queen", &url]);
+
+        // One that does not come is given up on a SIGTERM, and taken away.
+        std::fs::remove_file(place.path("asked")).unwrap();
+        let child = begin();
+        signal_pid(child.id() as i32, Signal::TERM);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(143), "{output:?}");
+        assert!(asked().contains("'uninstall'"), "{}", asked());
+        assert!(!place.path("s/nodes").exists() || place.path("s/nodes").read_dir().unwrap().count() == 0);
+    });
+}
+
+/// A tunnel of ssh's, until it is dropped.
+struct Tunnel(Child);
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_joins_and_serves_through_the_tunnel_that_is_advised() {
+    if !is_possible() {
+        return;
+    }
+    alone(|| {
+        let place = Place::new();
+        let account = Account::new();
+        let model = account.home.join("tiny.gguf");
+        std::fs::copy(place.model(), &model).unwrap();
+        account.give(&model);
+        let sshd = Sshd::start(&place, &account);
+        // As advised: a key first, since everybody on that machine comes to her through the tunnel.
+        let client_key = done(&place, &["key", "create"]).0;
+        let mut queen = Daemon::start(&place, "queen serve", &[]);
+        queen.use_key(client_key.trim());
+        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
+        let host = format!("{}@127.0.0.1", account.name);
+        // Both ends are on one machine here, so the far one has another port.
+        let far = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let forward = format!("{}:{}", far.port(), queen.address);
+        let tunnel = Command::new(place.path("tools/ssh"))
+            .args(["-N", "-R", &forward, "-p", &port, "-i", &key, "-o", "ExitOnForwardFailure=yes", &host])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let _tunnel = Tunnel(tunnel);
+        until("the tunnel is open", || {
+            std::net::TcpStream::connect(far).map(drop).map_err(|error| error.to_string())
+        });
+        let (url, dial) = (queen.url(), format!("http://{far}"));
+        let mut install = vec!["hive", "install", "--queen", &url, "--name", "far", &host];
+        install.extend(["--port", &port, "--identity", &key, "--listen", "127.0.0.1:0", "--dial", &dial]);
+        let (_, told) = done(&place, &install);
+        assert!(told.contains("joined the queen") && told.contains("is reachable"), "{told}");
+        queen.has_hives(1);
+        let config = std::fs::read_to_string(account.home.join(".config/rbee/config.toml")).unwrap();
+        assert!(config.contains(&dial), "{config}");
+        let download = json!({"operation": "model_download", "model": model, "hive_id": "far"});
+        let model = queen.job(&download).done()["id"].as_str().unwrap().to_owned();
+        assert!(queen.stream("/v1/chat/completions", &chat(&model, 3, true)).rest().is_clean());
+        done(&place, &["hive", "uninstall", "far", "--queen", &url]);
+        queen.has_hives(0);
     });
 }

@@ -12,10 +12,12 @@ mod whom;
 
 use crate::config::Settings;
 use crate::http::client::{self, AskError, Target};
-use crate::http::reply;
+use crate::http::heartbeats::HEARTBEAT_EVERY;
 use crate::http::request::percent_encode;
+use crate::http::{reply, sse};
 use crate::keeper::install::Installed;
 use crate::keeper::render::Render;
+use crate::keeper::signals::Signals;
 use crate::keeper::{KeeperError, server};
 use crate::paths::Dirs;
 use crate::wire::fleet::{HiveInfo, TokenAnswer, TokenRequest, now_ms};
@@ -25,18 +27,21 @@ use failure::{RemoteError, last_line};
 pub use node::{Node, Nodes};
 use probe::Facts;
 use program::Arrived;
+use serde::Deserialize;
 use serde_json::json;
 use ssh::{Input, Ssh};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A node may have to be built before it joins.
 const TOKEN_TTL: Duration = Duration::from_secs(2 * 3600);
 /// How long a hive that was started may take to be linked with the queen.
 const SEEN_MAX: Duration = Duration::from_secs(60);
-/// Between two questions whether it is.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Her heartbeats come more often.
+const SILENCE_MAX: Duration = HEARTBEAT_EVERY.saturating_mul(4);
+/// Before the queen is asked again for her heartbeats, when they broke off.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Of its log, when it does not come.
 const LOG: &str = "for log in \"${XDG_CACHE_HOME:-$HOME/.cache}/rbee/logs\" /var/log/rbee; do \
                    tail -n 10 \"$log/rbee-hive.log\" \"$log/hive.log\" 2>/dev/null; done; \
@@ -75,7 +80,7 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
     }
     let asked = TokenRequest { ttl_ms: TOKEN_TTL.as_millis() as u64 };
     let token: TokenAnswer = client::ask(&queen, client::post("/v1/tokens", &asked)?).await?;
-    let dialled = dialled(settings, &queen, &token.listen, facts.from)?;
+    let dialled = dialled(settings, &queen, &token.listen, facts.from, ssh.host())?;
     let is_system = settings.on("system") || facts.is_root;
     let bin_dir = wanted.bin_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
     let mut words =
@@ -85,19 +90,22 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
     }
     words.extend(settings.texts("listen").into_iter().flat_map(|address| ["--listen", address]));
     let over = Over { ssh: &ssh, is_system, needs_sudo: is_system && !facts.is_root };
-    let begun = now_ms();
     let input = Input::Text(format!("{}\n", token.token));
-    let installed = match over.install(&facts, settings.path("binary"), &words, input, render).await {
-        Err(KeeperError::Interrupted) => {
+    let mut signals = Signals::catch()?;
+    let binary = settings.path("binary");
+    let installed = match over.install(&facts, binary, &words, input, render, &mut signals).await {
+        Err(stop) if stop.is_stop() => {
             // Where it had joined already, its key is to open nothing.
             let _ = forget(&queen, &name).await;
-            return Err(KeeperError::Interrupted);
+            return Err(stop);
         }
         installed => installed?,
     };
     let program = installed.program.to_string_lossy().into_owned();
-    if let Err(error) = seen(&queen, &name, begun).await {
-        over.show_log(render).await;
+    if let Err(error) = seen(&queen, &name, None, &mut signals).await {
+        if !error.is_stop() {
+            over.show_log(render).await;
+        }
         render.say("taking it away again");
         let undone = over.rbee(&program, &["uninstall"], Input::Nothing).await;
         let forgotten = forget(&queen, &name).await;
@@ -130,14 +138,17 @@ pub async fn update(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     render.say(&format!("checking {} over ssh", ssh.host()));
     let facts = probe::probe(&ssh).await?;
     let over = Over { ssh: &ssh, is_system: node.is_system, needs_sudo: node.is_system && !facts.is_root };
-    let begun = now_ms();
+    let before = linked_at(&queen, &node.name).await?;
     // Its own folder first: a second install takes the first one's places from its record.
     let folder = Path::new(&node.program).parent().unwrap_or(Path::new("/"));
     let words = ["--json", "install", "--role", "hive", "--bin-dir", &folder.to_string_lossy()];
     let binary = settings.path("binary");
-    let installed = over.install(&facts, binary, &words, Input::Nothing, render).await?;
-    if let Err(error) = seen(&queen, &node.name, begun).await {
-        over.show_log(render).await;
+    let mut signals = Signals::catch()?;
+    let installed = over.install(&facts, binary, &words, Input::Nothing, render, &mut signals).await?;
+    if let Err(error) = seen(&queen, &node.name, before, &mut signals).await {
+        if !error.is_stop() {
+            over.show_log(render).await;
+        }
         return Err(error);
     }
     let before = std::mem::replace(&mut node.version, installed.version);
@@ -207,10 +218,9 @@ async fn is_free(nodes: &Nodes, queen: &Target, name: &str) -> Result<(), Keeper
     if let Some(node) = nodes.find(name)? {
         return Err(taken(&format!("installed on {}", node.address.destination)));
     }
-    match hive(queen, name).await {
-        Ok(_) => Err(taken("it is linked with the queen")),
-        Err(AskError::Refused(failure)) if failure.code == Code::HiveNotFound => Ok(()),
-        Err(error) => Err(error.into()),
+    match linked_at(queen, name).await? {
+        Some(_) => Err(taken("it is linked with the queen")),
+        None => Ok(()),
     }
 }
 
@@ -218,23 +228,70 @@ async fn hive(queen: &Target, name: &str) -> Result<HiveInfo, AskError> {
     client::ask(queen, client::get(&format!("/v1/hives/{}", percent_encode(name)))?).await
 }
 
-/// Waits until a hive of this name is linked, by a link that is younger than `begun`.
-async fn seen(queen: &Target, name: &str, begun: u64) -> Result<(), KeeperError> {
-    let started = Instant::now();
-    while started.elapsed() < SEEN_MAX {
-        match hive(queen, name).await {
-            Ok(info) if info.connected_at >= begun => return Ok(()),
-            Ok(_) => {}
-            Err(AskError::Refused(failure)) if failure.code == Code::HiveNotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
+/// When a hive was linked, by the queen's clock; none where it is not.
+async fn linked_at(queen: &Target, name: &str) -> Result<Option<u64>, KeeperError> {
+    match hive(queen, name).await {
+        Ok(info) => Ok(Some(info.connected_at)),
+        Err(AskError::Refused(failure)) if failure.code == Code::HiveNotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until a hive of this name is linked, by another link than that of `before`.
+async fn seen(
+    queen: &Target,
+    name: &str,
+    before: Option<u64>,
+    signals: &mut Signals,
+) -> Result<(), KeeperError> {
+    let linked = tokio::select! {
+        linked = tokio::time::timeout(SEEN_MAX, linked_anew(queen, name, before)) => linked,
+        stop = signals.next() => return Err(stop),
+    };
+    if let Ok(linked) = linked {
+        return linked;
     }
     let message = format!(
         "the hive `{name}` was started and has not come to the queen within {} s: its log is above",
         SEEN_MAX.as_secs()
     );
     Err(Failure::new(Code::HiveNotFound, message).into())
+}
+
+/// Reads her heartbeats until they tell of it. She may be away meanwhile, for a restart for instance.
+async fn linked_anew(queen: &Target, name: &str, before: Option<u64>) -> Result<(), KeeperError> {
+    loop {
+        match client::send(queen, client::get("/v1/heartbeats/stream")?).await {
+            Ok(answer) if answer.status().is_success() => {
+                let mut beats = sse::Reader::new(answer.into_body());
+                while let Ok(Ok(Some(beat))) = tokio::time::timeout(SILENCE_MAX, beats.next()).await {
+                    if has_come(&beat.data, name, before) {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(answer) => match client::whole(answer).await {
+                Err(failure) if failure.code != Code::ShuttingDown => return Err(failure.into()),
+                _ => {}
+            },
+            Err(_) => {}
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+fn has_come(beat: &str, name: &str, before: Option<u64>) -> bool {
+    #[derive(Deserialize)]
+    struct Beat {
+        hives: Vec<Linked>,
+    }
+    #[derive(Deserialize)]
+    struct Linked {
+        name: String,
+        connected_at: u64,
+    }
+    let Ok(beat) = serde_json::from_str::<Beat>(beat) else { return false };
+    beat.hives.iter().any(|hive| hive.name == name && Some(hive.connected_at) != before)
 }
 
 async fn forget(queen: &Target, name: &str) -> Result<(), KeeperError> {
@@ -248,23 +305,15 @@ fn dialled(
     settings: &Settings,
     queen: &Target,
     listen: &[String],
-    from: Option<std::net::IpAddr>,
+    from: Option<IpAddr>,
+    host: &str,
 ) -> Result<String, KeeperError> {
     if let Some(url) = settings.text("dial") {
         return Ok(url.to_owned());
     }
     let listens: Vec<SocketAddr> = listen.iter().filter_map(|address| address.parse().ok()).collect();
-    whom::dialled(queen, &listens, from).ok_or_else(|| {
-        Failure::new(
-            Code::ConnectionFailed,
-            format!(
-                "the queen listens on this machine only ({}), where no other reaches her: make a key (`rbee key create`) and start her with `--listen 0.0.0.0:{}`; or give an address that leads to her from there with --dial URL, such as the end of a tunnel (`ssh -R {1}:127.0.0.1:{1} HOST`)",
-                listen.join(", "),
-                crate::wire::QUEEN_PORT,
-            ),
-        )
-        .into()
-    })
+    whom::dialled(queen, &listens, from)
+        .ok_or_else(|| Failure::new(Code::ConnectionFailed, whom::advice(&listens, host)).into())
 }
 
 fn read(stdout: &str) -> Result<Installed, KeeperError> {
@@ -280,7 +329,7 @@ struct Over<'a> {
 }
 
 impl Over<'_> {
-    /// Brings a program over and lets it install itself. Its folder goes in any case; Ctrl-C also takes back what was begun, and
+    /// Brings a program over and lets it install itself. Its folder goes in any case; Ctrl-C (a SIGTERM, too) also takes back what was begun, and
     /// a second one leaves at once.
     async fn install(
         &self,
@@ -289,22 +338,23 @@ impl Over<'_> {
         words: &[&str],
         input: Input,
         render: &Render,
+        signals: &mut Signals,
     ) -> Result<Installed, KeeperError> {
         let arrived = Arrived::of(facts);
         let work = async {
             program::bring(self.ssh, facts, binary, &arrived, render).await?;
             self.rbee(&arrived.program, words, input).await
         };
-        let interrupted = || async { tokio::signal::ctrl_c().await.is_ok() };
         let done = tokio::select! {
-            done = work => Some(done),
-            true = interrupted() => None,
+            done = work => Ok(done),
+            stop = signals.next() => Err(stop),
         };
-        if done.is_none() {
+        let is_stopped = done.is_err();
+        if is_stopped {
             render.say("interrupted: taking back what was begun over there");
         }
         let cleaning = async {
-            if done.is_none() && facts.installed.is_none() {
+            if is_stopped && facts.installed.is_none() {
                 // Fails where nothing was begun yet, which is as good.
                 let _ = self.rbee(&arrived.program, &["uninstall"], Input::Nothing).await;
             }
@@ -312,9 +362,10 @@ impl Over<'_> {
         };
         tokio::select! {
             () = cleaning => {}
-            true = interrupted() => {}
+            // A first one is for who waits for the hive next, and takes it away again.
+            _ = signals.next(), if is_stopped => {}
         }
-        read(&done.ok_or(KeeperError::Interrupted)??)
+        read(&done??)
     }
 
     /// Its answer on stdout, if it did what it was asked for.
