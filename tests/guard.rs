@@ -5,7 +5,7 @@ use rbee::http::router::Route;
 use rbee::wire::Code;
 
 const KEY: &str = "open-sesame-0123456789";
-const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 #[track_caller]
 fn refused(place: &Place, role: &str, args: &[&str]) -> String {
@@ -82,7 +82,8 @@ fn with_a_key_only_its_holder_is_let_in_and_the_log_never_shows_it() {
     });
 }
 
-fn path_of<E>(route: &Route<E>) -> String {
+/// A request's path for a route.
+pub fn path_of<E>(route: &Route<E>) -> String {
     let path = route.path.replace("{name}", "one").replace("{rest*}", "v1/info");
     let path = path.replace("{id}", "x").replace("{id*}", "x");
     assert!(!path.contains('{'), "{path}");

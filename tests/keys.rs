@@ -1,9 +1,12 @@
 //! Keys and join tokens: made once, kept as digests, taken back at any time; and a node that joins by one.
 
-use crate::support::node::{Daemon, Place, Refused, alone, chat, said as said_by, until};
+use crate::guard::{METHODS, path_of};
+use crate::support::node::{Daemon, PATIENCE, Place, Refused, alone, chat, said as said_by, until};
 use rbee::http::client;
 use rbee::wire::Code;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 
 /// Runs a command that has to go well, and gives what it printed.
@@ -254,5 +257,246 @@ fn a_hives_key_links_by_its_own_name_only() {
         let again =
             queen.request(client::request("DELETE", "/v1/hives/one", rbee::http::reply::empty()).unwrap());
         assert_eq!(again.failure().code, Code::HiveNotFound);
+    });
+}
+
+/// A queen with a client's key and a hive's; and the two keys.
+fn with_keys(place: &Place, node: &Place) -> (Daemon, String, String) {
+    let client_key = done(place, &["key", "create"]);
+    let mut queen = Daemon::start(place, "queen serve", &[]);
+    queen.use_key(&client_key);
+    let token = done(place, &["token"]);
+    let args = ["--name", "one", "--queen", &queen.url(), "--join", &token];
+    let hive = Daemon::start(node, "hive serve", &args);
+    queen.has_hives(1);
+    assert!(hive.terminate().success());
+    let hives_key = json_of(node, "s/queens.json")[0]["key"].as_str().unwrap().to_owned();
+    (queen, client_key, hives_key)
+}
+
+#[test]
+fn a_hives_key_opens_no_route_but_its_link_by_any_method() {
+    alone(|| {
+        let (place, node) = (Place::new(), Place::new());
+        let (queen, _, key) = with_keys(&place, &node);
+        let mut refused = 0;
+        for route in rbee::queen::TABLE {
+            let path = path_of(route);
+            if ["/health", "/v1/health"].contains(&path.as_str()) {
+                continue;
+            }
+            for method in METHODS {
+                let head = format!(
+                    "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {key}\r\ncontent-length: 0",
+                    queen.address
+                );
+                let status = queen.raw(&head);
+                match path.as_str() {
+                    // Neither an upgrade nor a token.
+                    "/v1/link" | "/v1/join" => assert!((400..500).contains(&status), "{head}: {status}"),
+                    _ => assert_eq!(status, 403, "{head}"),
+                }
+                refused += 1;
+            }
+        }
+        println!("{refused} requests, each refused");
+        let link = |name: &str, more: &str| {
+            queen.raw(&format!(
+                "GET /v1/link HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {key}\r\nupgrade: rbee-link\r\n\
+                 rbee-hive: {name}\r\nrbee-node: n\r\nrbee-protocol: {}\r\nrbee-version: {}{more}",
+                queen.address,
+                rbee::wire::PROTOCOL,
+                rbee::wire::VERSION
+            ))
+        };
+        assert_eq!(link("two", ""), 403);
+        assert_eq!(link("One", ""), 403, "a name in other letters is another");
+        // The first of two names would be looked at, and the second perhaps used.
+        assert_eq!(link("one", "\r\nrbee-hive: two"), 400);
+    });
+}
+
+#[test]
+fn a_path_that_is_only_like_an_open_one_needs_a_key() {
+    alone(|| {
+        let place = Place::new();
+        done(&place, &["key", "create"]);
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let ask = |method: &str, target: &str, more: &str| {
+            queen.raw(&format!("{method} {target} HTTP/1.1\r\nhost: {}{more}", queen.address))
+        };
+        assert_eq!(ask("GET", "/health?x=/v1/info", ""), 200);
+        for target in [
+            "/%68ealth",
+            "/v1/%68ealth",
+            "/health/",
+            "//health",
+            "/health/../v1/hives",
+            "/health%2f..%2fv1/hives",
+            "/v1/health;/../info",
+            "/HEALTH",
+            "/./health",
+            "/v1/hives?/health",
+            "/v1/join/../hives",
+            "/v1/%6aoin",
+            "/v1/hives/%2e%2e/health",
+            "/openai/v1/models",
+            "/openai/../health",
+            "/openai/v1/health",
+            "*",
+        ] {
+            for method in METHODS {
+                let status = ask(method, target, "");
+                assert!(status == 401 || status == 400, "{method} {target}: {status}");
+            }
+        }
+        // What a proxy says of who asks counts for nothing, and nobody is a peer by a header.
+        for more in [
+            "x-forwarded-for: 127.0.0.1",
+            "forwarded: for=127.0.0.1;host=localhost",
+            "x-original-url: /health",
+            "x-rewrite-url: /health",
+            "x-http-method-override: GET",
+            "rbee-hive: one\r\nrbee-node: n",
+            "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA",
+            "cookie: authorization=Bearer x",
+            "authorization: Basic cmJlZTpyYmVl",
+            "authorization: Bearer",
+            "proxy-authorization: Bearer x",
+        ] {
+            assert_eq!(ask("GET", "/v1/hives", &format!("\r\n{more}")), 401, "{more}");
+        }
+    });
+}
+
+#[test]
+fn a_request_that_can_be_read_in_two_ways_is_refused() {
+    alone(|| {
+        let (place, node) = (Place::new(), Place::new());
+        let open = Daemon::start(&node, "hive serve", &[]);
+        let ours = &open.address;
+        let port = ours.rsplit_once(':').unwrap().1;
+        let ask = |line: &str, headers: &str| {
+            let (head, after) = (format!("GET {line}"), if headers.is_empty() { "" } else { "\r\n" });
+            open.raw(&format!("{head}{after}{headers}"))
+        };
+        let info = "/v1/info HTTP/1.1";
+        let absolute = |host: &str| format!("http://{host}/v1/info HTTP/1.1");
+        // One that goes to a proxy is answered where every name in it is ours.
+        assert_eq!(ask(&absolute(ours), &format!("host: {ours}")), 200);
+        assert_eq!(ask(&absolute("evil.example"), &format!("host: {ours}")), 403);
+        assert_eq!(ask(&absolute(ours), "host: evil.example"), 403);
+        for (headers, status) in [
+            (format!("host: {ours}\r\nhost: evil.example"), 400),
+            (format!("host: evil.example\r\nhost: {ours}"), 400),
+            (format!("host: {ours}\r\nhost: {ours}"), 400),
+            (format!("host: {ours}\r\norigin: http://{ours}\r\norigin: https://evil.example"), 400),
+            ("host: ".into(), 403),
+            (String::new(), 403),
+            (format!("host: {ours}@evil.example"), 403),
+            (format!("host: evil.example@{ours}"), 403),
+            (format!("host: [::1].evil.example:{port}"), 403),
+            (format!("host: evil.example\r\nx-forwarded-host: {ours}"), 403),
+            (format!("host: evil.example\r\nforwarded: host={ours}"), 403),
+            (format!("host: {ours}, evil.example"), 403),
+            (format!("host: {ours}\r\norigin: http://{ours}.evil.example"), 403),
+            (format!("host: {ours}\r\norigin: http://evil.example@{ours}"), 403),
+            (format!("host: {ours}\r\norigin: file://{ours}"), 403),
+            (format!("host: {ours}\r\nsec-fetch-site: same-site"), 403),
+        ] {
+            assert_eq!(ask(info, &headers), status, "{headers}");
+        }
+        for line in [format!("http://{ours}@evil.example/v1/info HTTP/1.1"), "/v1/info HTTP/1.0".into()] {
+            let status = ask(&line, "");
+            assert!(status == 400 || status == 403, "{line}: {status}");
+        }
+        let status = open.raw("CONNECT evil.example:80 HTTP/1.1\r\nhost: localhost");
+        assert!((400..500).contains(&status), "{status}");
+
+        let (queen, client, hives) = with_keys(&place, &Place::new());
+        for (one, other) in [(&client, &hives), (&hives, &client), (&client, &client)] {
+            let head = format!(
+                "GET /v1/info HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {one}\r\nauthorization: Bearer {other}",
+                queen.address
+            );
+            assert_eq!(queen.raw(&head), 400);
+        }
+    });
+}
+
+/// Asks several times over one connection; what came back.
+fn over_one_connection(daemon: &Daemon, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(&daemon.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(bytes.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // Cut off in the middle of what it takes for nonsense, which is an answer, too.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn each_request_of_a_connection_shows_its_own_key_and_no_other_protocol_is_spoken() {
+    alone(|| {
+        let place = Place::new();
+        let key = done(&place, &["key", "create"]);
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let ours = &queen.address;
+        let statuses = |answer: &str| -> Vec<String> {
+            let lines = answer.lines().filter_map(|line| line.split_once("HTTP/1.1 "));
+            lines.map(|(_, status)| status[..3].to_owned()).collect()
+        };
+        let last = format!("GET /v1/info HTTP/1.1\r\nhost: {ours}\r\nconnection: close\r\n\r\n");
+        let keyed = format!("GET /v1/info HTTP/1.1\r\nhost: {ours}\r\nauthorization: Bearer {key}\r\n\r\n");
+        let open = format!("GET /health HTTP/1.1\r\nhost: {ours}\r\n\r\n");
+        assert_eq!(
+            statuses(&over_one_connection(&queen, &format!("{keyed}{open}{last}"))),
+            ["200", "200", "401"]
+        );
+        // A body that ends in two ways hides no request.
+        let hidden = format!(
+            "POST /health HTTP/1.1\r\nhost: {ours}\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{last}",
+            5 + last.len()
+        );
+        let told = over_one_connection(&queen, &hidden);
+        assert!(statuses(&told).iter().all(|status| status != "200"), "{told}");
+        let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0";
+        let told = over_one_connection(&queen, preface);
+        assert!(!told.contains(" 200") && !told.contains("\0\0"), "{told:?}");
+    });
+}
+
+#[test]
+fn who_joins_may_know_the_queen_by_any_name_but_needs_a_token_and_is_no_page() {
+    alone(|| {
+        let place = Place::new();
+        done(&place, &["key", "create"]);
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let body = json!({"hive": "one", "node": "n"}).to_string();
+        let join = |method: &str, headers: &str| {
+            let length = body.len();
+            let answer = over_one_connection(
+                &queen,
+                &format!(
+                    "{method} /v1/join HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+                     connection: close\r\n{headers}\r\n\r\n{body}"
+                ),
+            );
+            answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok()).unwrap()
+        };
+        let (ours, token) = (queen.address.clone(), done(&place, &["token"]));
+        let by_alias = "host: queen.lan:7833";
+        assert_eq!(join("POST", &format!("host: {ours}")), 401);
+        assert_eq!(join("POST", by_alias), 403);
+        assert_eq!(join("POST", &format!("{by_alias}\r\nauthorization: Bearer rbee_join_0")), 401);
+        assert_eq!(join("GET", &format!("{by_alias}\r\nauthorization: Bearer {token}")), 405);
+        for page in ["origin: https://evil.example", "origin: null", "sec-fetch-site: cross-site"] {
+            let headers = format!("host: {ours}\r\nauthorization: Bearer {token}\r\n{page}");
+            assert_eq!(join("POST", &headers), 403, "{page}");
+        }
+        let listed = done(&place, &["key", "list", "--json"]);
+        assert!(!listed.contains("\"hive\""), "nobody has joined: {listed}");
+        assert_eq!(join("POST", &format!("{by_alias}\r\nauthorization: Bearer {token}")), 200);
+        assert_eq!(join("POST", &format!("{by_alias}\r\nauthorization: Bearer {token}")), 401, "once");
     });
 }

@@ -5,7 +5,7 @@ use crate::http::{Peer, Request};
 use crate::keys::{self, Key, Kind, Ring};
 use crate::wire::digest::Digest;
 use crate::wire::{Code, Failure};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
@@ -96,8 +96,14 @@ impl Guard {
 
     pub fn check(&self, request: &Request) -> Result<Holder, Failure> {
         let Peer::Tcp { local, .. } = request.peer else { return Ok(Holder::Nobody) };
+        once(request, "host")?;
+        once(request, "authorization")?;
+        once(request, "origin")?;
         let key = self.key_of(request);
-        let host = request.header("host").or_else(|| request.inner.uri().authority().map(|a| a.as_str()));
+        let named = request.headers().get("host").map(|host| host.to_str().unwrap_or(""));
+        // Of a request that was written for a proxy both are looked at: who stands before us may go by either.
+        let target = request.inner.uri().authority().map(|authority| authority.as_str());
+        let host = named.or(target);
         let is_joining = request.path() == JOIN_PATH && key != Shown::None;
         let asks = self.is_exposed.load(Ordering::Relaxed) || self.has_keys();
         // A node by its old key: it has to hear that the key is what is wrong.
@@ -105,10 +111,14 @@ impl Guard {
         // Who shows the key is no page that a name was bent for, and may know this machine by names that we don't. So may a
         // node with a join token; without a good one it learns nothing.
         let is_known = matches!(key, Shown::Ours(_)) || is_joining || is_linking;
-        if !is_known && !host.is_some_and(|host| self.is_ours(host, local.ip())) {
+        let foreign = [host.or(Some("")), target]
+            .into_iter()
+            .flatten()
+            .find(|host| !is_known && !self.is_ours(host, local.ip()));
+        if let Some(foreign) = foreign {
             return Err(Failure::new(
                 Code::Forbidden,
-                format!("this daemon does not answer to the host `{}`", host.unwrap_or("")),
+                format!("this daemon does not answer to the host `{foreign}`"),
             ));
         }
         if let Some(origin) = request.headers().get("origin") {
@@ -165,15 +175,27 @@ impl Guard {
     }
 
     fn is_ours(&self, host: &str, local: IpAddr) -> bool {
-        let name = host_name(host);
-        if let Ok(ip) = name.trim_matches(['[', ']']).parse::<IpAddr>() {
+        match host_of(host) {
             // A rebinding attack needs a name; an address is ours when the client really reached us by it.
-            return ip.to_canonical().is_loopback() || ip.to_canonical() == local.to_canonical();
+            Some(Host::Address(ip)) => {
+                ip.to_canonical().is_loopback() || ip.to_canonical() == local.to_canonical()
+            }
+            Some(Host::Name(name)) => {
+                let name = name.strip_suffix('.').unwrap_or(name);
+                let ours = |ours: &str| !name.is_empty() && ours.eq_ignore_ascii_case(name);
+                ours("localhost") || self.names.iter().any(|name| ours(name))
+            }
+            None => false,
         }
-        let name = name.trim_end_matches('.');
-        name.eq_ignore_ascii_case("localhost")
-            || self.names.iter().any(|ours| ours.eq_ignore_ascii_case(name))
     }
+}
+
+/// What decides who is let in may stand in a request once: of two, another server on the way may have looked at the other.
+pub(super) fn once(request: &Request, header: &str) -> Result<(), Failure> {
+    if request.headers().get_all(header).iter().nth(1).is_some() {
+        return Err(Failure::invalid(format!("a request has one `{header}` header, not several")));
+    }
+    Ok(())
 }
 
 /// The secret that a request shows.
@@ -182,15 +204,30 @@ pub fn bearer(request: &Request) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
 }
 
-/// A Host header without its port.
-fn host_name(host: &str) -> &str {
+/// Whom a Host header names.
+#[derive(Debug, PartialEq, Eq)]
+enum Host<'h> {
+    Address(IpAddr),
+    Name(&'h str),
+}
+
+/// Reads `NAME[:PORT]`, `1.2.3.4[:PORT]` or `[::1][:PORT]`, and nothing that is only nearly so.
+fn host_of(host: &str) -> Option<Host<'_>> {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     if let Some(rest) = host.strip_prefix('[') {
-        return rest.split(']').next().unwrap_or(rest);
+        let (address, after) = rest.split_once(']')?;
+        let is_whole = after.is_empty() || after.strip_prefix(':').is_some_and(is_port);
+        return address.parse::<Ipv6Addr>().ok().filter(|_| is_whole).map(|ip| Host::Address(ip.into()));
     }
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.contains(':') => name,
-        _ => host,
+    let name = match host.split_once(':') {
+        Some((name, port)) => Some(name).filter(|_| is_port(port))?,
+        None => host,
+    };
+    if let Ok(ip) = name.parse::<Ipv4Addr>() {
+        return Some(Host::Address(ip.into()));
     }
+    let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) || !byte.is_ascii();
+    (!name.is_empty() && name.bytes().all(is_of_a_name)).then_some(Host::Name(name))
 }
 
 #[cfg(test)]
@@ -199,7 +236,8 @@ mod tests {
 
     #[test]
     fn hosts_that_are_ours_and_hosts_that_are_not() {
-        let guard = Guard::new(vec!["box".into(), "box.local".into()], None);
+        // A daemon may be called nothing, or what no host can be.
+        let guard = Guard::new(vec!["box".into(), "box.local".into(), "".into(), ".".into()], None);
         let local = "192.168.1.5".parse().unwrap();
         for ours in [
             "localhost",
@@ -208,6 +246,8 @@ mod tests {
             "127.9.9.9",
             "[::1]:7833",
             "192.168.1.5:1",
+            "[::ffff:127.0.0.1]:7833",
+            "localhost.:7833",
             "box",
             "Box.local:7833",
         ] {
@@ -222,6 +262,31 @@ mod tests {
             "",
             "box.evil",
             "169.254.169.254",
+            // Nearly, and by some readings, one of ours.
+            ":7833",
+            ".",
+            "localhost..",
+            "localhost:",
+            "localhost:78x",
+            "localhost:80:80",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "evil.example:80@localhost:7833",
+            "localhost,evil.example",
+            "localhost evil.example",
+            "localhost/evil.example",
+            "localhost%00.evil.example",
+            "[::1].evil.example",
+            "[::1]7833",
+            "[::1",
+            "::1",
+            "[127.0.0.1]",
+            "]127.0.0.1[",
+            "[::1%25lo]:7833",
+            "127.1",
+            "0x7f.0.0.1",
+            "2130706433",
+            "017700000001",
         ] {
             assert!(!guard.is_ours(foreign, local), "{foreign}");
         }

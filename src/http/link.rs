@@ -80,6 +80,7 @@ impl Hello {
     /// Reads the handshake's headers and holds the protocol against ours (B4).
     pub fn read(request: &Request) -> Result<Self, Failure> {
         let header = |name: &str| {
+            super::auth::once(request, name)?;
             request
                 .header(name)
                 .map(str::to_owned)
