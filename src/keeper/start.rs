@@ -7,6 +7,7 @@ use crate::http::client::{AskError, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
+use crate::keeper::signals::Signals;
 use crate::paths::Dirs;
 use crate::wire::{Code, Failure};
 use command_fds::{CommandFdExt, FdMapping};
@@ -41,12 +42,18 @@ pub struct Ephemeral {
 }
 
 impl Ephemeral {
-    /// Gives the lease back and waits until the daemon, and with it all it started, has gone.
+    /// Gives the lease back and waits until the daemon, and with it all it started, has gone. Who is asked to end meanwhile
+    /// leaves it to that.
     pub async fn end(self) -> Result<(), KeeperError> {
         let Ephemeral { lease, mut daemon } = self;
         drop(lease);
         let gone = tokio::task::spawn_blocking(move || daemon.wait());
-        match tokio::time::timeout(END_MAX, gone).await {
+        let mut signals = Signals::catch()?;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(END_MAX, gone) => ended,
+            stop = signals.next() => return Err(stop),
+        };
+        match ended {
             Ok(_) => Ok(()),
             Err(_) => Err(Failure::new(
                 Code::Internal,
