@@ -221,8 +221,9 @@ fn a_conversation_that_was_stopped_goes_on_in_front_and_can_be_killed_from_behin
         terminal.press(CTRL_Z);
         terminal.shows("Stopped");
         terminal.shows("shell: ");
-        terminal.press(&format!("kill %1; wait %1; echo code $?{ENTER}"));
-        terminal.shows("code 143");
+        // To bash it is a stopped job until it has seen the end, so that `wait` would not wait.
+        terminal.press(&format!("P=$(jobs -p); kill %1; tail --pid=$P -f /dev/null; jobs{ENTER}"));
+        terminal.shows("Exit 143");
         terminal.press(&format!("exit{ENTER}"));
         terminal.ends();
     });

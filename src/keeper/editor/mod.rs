@@ -138,7 +138,9 @@ impl Terminal {
         let mut line = Line::default();
         loop {
             self.draw(&line)?;
-            let Some(key) = self.key()? else { return Ok(Typed::HungUp) };
+            let Some(key) = self.key()?.filter(|_| !self.tty.is_given_back()) else {
+                return Ok(Typed::HungUp);
+            };
             let step = line.press(key, self.history.turns());
             match step {
                 Step::Edited => {}

@@ -12,7 +12,7 @@ use std::time::Duration;
 const PASTE_ON: &str = "\u{1b}[?2004h";
 const PASTE_OFF: &str = "\u{1b}[?2004l";
 /// A shell's `kill` of a stopped job lets it go on first: how long that may take to be noticed before it is stopped again.
-const KILL_SEEN_MAX: Duration = Duration::from_secs(1);
+const KILL_SEEN_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Tty {
@@ -52,7 +52,7 @@ impl Tty {
     pub fn enter(&self) -> io::Result<Raw<'_>> {
         let mut mode = self.mode();
         if mode.is_over {
-            return Err(io::ErrorKind::Interrupted.into());
+            return Err(over());
         }
         let before = termios::tcgetattr(io::stdin())?;
         let mut raw = before.clone();
@@ -85,6 +85,10 @@ impl Tty {
         self.changed.notify_all();
     }
 
+    pub fn is_given_back(&self) -> bool {
+        self.mode().is_over
+    }
+
     /// Ctrl-Z, as in any other program: as it was while the shell has it, raw again when we have it again.
     pub fn suspend(&self) -> io::Result<()> {
         let Some(before) = self.mode().before.clone() else { return Ok(()) };
@@ -99,12 +103,12 @@ impl Tty {
             }
             let waited = self.changed.wait_timeout_while(self.mode(), KILL_SEEN_MAX, |mode| !mode.is_over);
             if waited.unwrap_or_else(PoisonError::into_inner).0.is_over {
-                return Ok(());
+                return Err(over());
             }
         }
         let mode = self.mode();
         if mode.is_over {
-            return Ok(());
+            return Err(over());
         }
         termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
         drop(mode);
@@ -120,6 +124,11 @@ impl Tty {
         let size = termios::tcgetwinsize(self.screen.as_fd()).ok();
         (size.map(|size| size.ws_col), size.map(|size| size.ws_row))
     }
+}
+
+/// To wait for another key now, behind the shell, would stop the whole process where it is about to end.
+fn over() -> io::Error {
+    io::Error::other("the terminal was given back")
 }
 
 /// Whether the terminal is ours to use.
