@@ -1,8 +1,11 @@
 //! Who is let in, and where a daemon refuses to start: ports, state directories, keys, foreign hosts and origins.
 
 use crate::support::node::{Daemon, Place, Refused, alone};
+use rbee::daemon::{Lock, holder, is_locked};
 use rbee::http::router::Route;
+use rbee::process::Identity;
 use rbee::wire::Code;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const KEY: &str = "open-sesame-0123456789";
 pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -39,6 +42,38 @@ fn a_second_daemon_of_a_role_on_one_state_directory_is_refused() {
             let said = refused(&place, role, &[]);
             assert!(said.contains(&format!("pid {}", first.pid())) && said.contains("--state-dir"), "{said}");
         }
+    });
+}
+
+/// Alone, because a child that another test forks holds what is locked here until it is itself.
+#[test]
+fn those_who_look_at_a_lock_neither_see_each_other_nor_keep_a_daemon_from_starting() {
+    const STARTS: usize = 500;
+    alone(|| {
+        let place = Place::new();
+        let path = place.path("hive.lock");
+        assert!(!is_locked(&path) && holder(&path).is_none());
+        let first = Lock::take(&path, "hive").unwrap();
+        let refused = Lock::take(&path, "hive").unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(is_locked(&path));
+        assert_eq!(holder(&path), Identity::of_this_process());
+        drop(first);
+        assert!(!is_locked(&path) && holder(&path).is_none());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        is_locked(&path);
+                    }
+                });
+            }
+            let seen = (0..STARTS).filter(|_| is_locked(&path)).count();
+            let refused = (0..STARTS).filter(|_| Lock::take(&path, "hive").is_err()).count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!((seen, refused), (0, 0));
+        });
     });
 }
 
