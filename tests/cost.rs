@@ -59,8 +59,8 @@ fn nginx(place: &Place, engine: &str) -> Option<(Child, Target)> {
     let root = root.display();
     let configuration = format!(
         "daemon off; master_process off; pid {root}/pid; error_log {root}/error;\nevents {{ worker_connections 4096; }}\n\
-         http {{ access_log off; client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\
-         uwsgi_temp_path {root}/d; scgi_temp_path {root}/e; upstream engine {{ server {engine}; keepalive 64; }}\n\
+         http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\
+         uwsgi_temp_path {root}/d; scgi_temp_path {root}/e; upstream engine {{ server {engine}; keepalive 64; keepalive_requests 1000000; }}\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
          proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_buffering off; }} }} }}"
     );
