@@ -403,12 +403,12 @@ impl Dispatcher {
             refused: &[],
         };
         let verdicts = placement::verdicts(want, &view);
-        let decision = placement::choose(want, &view, &verdicts);
+        let decision = placement::decide(want, &view);
         let without: Vec<&str> = fleet
             .hives
             .keys()
             .map(String::as_str)
-            .filter(|name| !holders.iter().any(|hive| hive.name == *name))
+            .filter(|name| !holders.iter().any(|holder| holder.hive.name == *name))
             .collect();
         let missing = without.iter().map(|name| {
             json!({"hive": name, "verdict": "no", "reason": format!("{name} does not have the model")})
