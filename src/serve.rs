@@ -219,6 +219,7 @@ fn hive_options(
             idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
             restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
             loading_silence: settings.duration("loading-silence").unwrap_or(hive::LOADING_SILENCE_MAX),
+            worker_silence: settings.duration("worker-silence").unwrap_or(hive::WORKER_SILENCE_MAX),
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },

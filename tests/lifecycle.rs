@@ -92,6 +92,40 @@ fn a_pinned_worker_that_crashes_is_restarted_three_times_as_what_it_was_and_then
 }
 
 #[test]
+fn a_worker_that_stands_still_is_ended_and_its_requests_are_told_or_moved() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        // Long enough for a busy machine, short enough for a test.
+        let daemon = Daemon::start(&place, "serve", &["--worker-silence", "4s"]);
+        let model = daemon.register(&place, None);
+        let first = spawn(&daemon, &model, json!({"ctx": 120_000}));
+        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+        assert!(stream.next().unwrap().is_some());
+        signal_pid(pid_of(&first), Signal::STOP);
+        let mut told = Vec::new();
+        while let Ok(Some(event)) = stream.next() {
+            told.push(event.data);
+        }
+        let last = told.last().unwrap();
+        assert!(last.contains("WORKER_LOST") && !told.iter().any(|data| data == "[DONE]"), "{last}");
+        until("its process is gone", || match is_alive(pid_of(&first)) {
+            false => Ok(()),
+            true => Err("it stands".into()),
+        });
+        is_gone(&daemon, &first["worker_id"]);
+
+        // Before the first token nobody sees more of it than time.
+        let second = spawn(&daemon, &model, json!({}));
+        signal_pid(pid_of(&second), Signal::STOP);
+        let answer = daemon.post(CHAT, &chat(&model, 3, false));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(daemon.workers().iter().all(|worker| worker["worker_id"] != second["worker_id"]));
+        let ends = daemon.get(&format!("/v1/workers/{}", second["worker_id"].as_str().unwrap())).failure();
+        assert!(ends.message.contains("stood still"), "{ends}");
+    });
+}
+
+#[test]
 fn an_unpinned_worker_that_crashes_is_forgotten_and_the_next_spawn_tells_of_it() {
     alone(|| {
         let place = Place::new();

@@ -134,6 +134,9 @@ pub static RESTART_PAUSE: Flag =
     Flag::new("restart-pause", Duration, "DURATION", "before a pinned worker's first restart").hidden();
 pub static LOADING_SILENCE: Flag =
     Flag::new("loading-silence", Duration, "DURATION", "how long a load may show no progress").hidden();
+pub static WORKER_SILENCE: Flag =
+    Flag::new("worker-silence", Duration, "DURATION", "how long a worker at work may not say that it lives")
+        .hidden();
 pub static DETACH: Flag = Flag::new("detach", Switch, "", "leave the terminal's session").hidden();
 pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when ready").hidden();
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();
@@ -278,6 +281,7 @@ pub static SERVE_FLAGS: &[&Flag] = &[
     &ORPHAN_TTL,
     &RESTART_PAUSE,
     &LOADING_SILENCE,
+    &WORKER_SILENCE,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,
@@ -303,6 +307,7 @@ pub static HIVE_FLAGS: &[&Flag] = &[
     &ORPHAN_TTL,
     &RESTART_PAUSE,
     &LOADING_SILENCE,
+    &WORKER_SILENCE,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,
