@@ -189,6 +189,11 @@ fn with_margin(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 100 * MEMORY_MARGIN_PERCENT)
 }
 
+/// The most that fits into so much memory and leaves the margin.
+pub fn without_margin(bytes: u64) -> u64 {
+    bytes / (100 + MEMORY_MARGIN_PERCENT) * 100
+}
+
 /// The graphics processor that could hold the model if it were empty, of all nodes that have it: as long as there is
 /// one, no processor is used unasked.
 pub fn capable_gpu(want: &Want, view: &View<'_>) -> Option<String> {

@@ -3,6 +3,7 @@
 use super::room::{self, Room};
 use super::site::{Holder, speed};
 use super::{View, Want, is_asked, search};
+use crate::model::smaller::fitting;
 use crate::wire::failure::listed;
 use crate::wire::fleet::{Device, HiveInfo, HiveState, WorkerInfo};
 use crate::wire::{Code, Failure};
@@ -118,15 +119,23 @@ pub fn refusal(want: &Want, view: &View<'_>) -> Failure {
         && let Room::TooLittle { needed, free } =
             room::room(want, view, holder, device, place, gpu.as_deref())
     {
+        let weights = holder.needs.map_or(0, |needs| needs.weights_bytes);
+        let room = room::without_margin(free).saturating_sub(needed.saturating_sub(weights));
+        let smaller = fitting(&want.model, weights, room);
+        let advice = match smaller {
+            Some((label, _)) => format!("The smaller quantisation {label} would fit on {}", device.id),
+            None => "Take a smaller quantisation or a smaller model".into(),
+        };
         return Failure::new(
             Code::InsufficientMemory,
             format!(
-                "no node has the memory for `{}`: {reasons}. Take a smaller quantisation or a smaller model, or stop what is pinned",
+                "no node has the memory for `{}`: {reasons}. {advice}, or stop what is pinned",
                 want.model
             ),
         )
         .with(json!({
             "needed_bytes": needed, "available_bytes": free, "device": device.id, "hive": holder.hive.name,
+            "fits_quantization": smaller.map(|(label, _)| label),
         }));
     }
     let is_shut =
