@@ -1,6 +1,7 @@
 //! B30 to B34: a model, from what a person writes to the bytes that are gone again.
 
-use super::{CHAT, Person, Told, published};
+use super::{Person, Told, published};
+use crate::support::fleet::CHAT;
 use crate::support::gguf::{Fault as Broken, Tiny, corrupt, part_name, split, tiny};
 use crate::support::hub::{Asked, Content, Fault, Repo, TestHub, When};
 use crate::support::node::{Daemon, Place, alone, chat, signal_pid, until};
@@ -187,10 +188,7 @@ fn b32_what_is_there_is_not_fetched_again_and_a_removal_says_how_many_bytes_unle
         let worker = daemon.workers()[0]["worker_id"].as_str().unwrap().to_owned();
         told.tells(&[&worker]);
         person.does(&["stop", REPO]);
-        until("nothing uses it", || match daemon.workers() {
-            workers if workers.is_empty() => Ok(()),
-            workers => Err(format!("{workers:?}")),
-        });
+        daemon.has_no_worker();
         let removed = person.does(&["model", "remove", REPO, "--json"]).json();
         assert_eq!(removed["bytes_freed"], file.size(), "{removed}");
         assert!(!linked.exists() && !linked.is_symlink());
