@@ -1,14 +1,16 @@
 //! B46 and B50 to B55: how daemons and workers start, crash, end, follow each other, and keep strangers out.
 
 use super::Person;
+use crate::scripted;
 use crate::support::fleet::{CHAT, fleet, hive, pid_of};
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{Content, Repo, TestHub};
 use crate::support::node::{
-    Daemon, PATIENCE, Place, alone, chat, is_alive, parent_of, roomy, signal_pid, until, write,
+    Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, parent_of, roomy, signal_pid, until, write,
 };
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 #[test]
 fn b46_a_worker_that_crashes_is_told_with_its_last_words_and_only_a_pinned_one_comes_back() {
@@ -73,6 +75,43 @@ fn b50_a_daemon_that_is_asked_to_end_finishes_what_runs_and_a_hive_that_hands_ov
         assert_eq!(told.code, Some(0), "{told:?}");
         assert!(!is_alive(pid_of(&worker)));
         assert!(queen.terminate().success());
+        assert_eq!(place.processes(), []);
+    });
+}
+
+#[test]
+fn b50_what_outlasts_the_drain_is_told_and_a_worker_that_will_not_end_is_killed_after_its_grace() {
+    const DRAIN: Duration = Duration::from_secs(1);
+    const GRACE: Duration = Duration::from_secs(5);
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        // One that hears no TERM, and one of ours.
+        let deaf = "trap '' TERM";
+        let (shop, mut daemon, model) = scripted::served(&place, deaf, &["--drain-max", "1s"]);
+        let spawn = json!({"operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": 1});
+        let stubborn = daemon.job(&spawn).done().clone();
+        let ours = daemon.spawn_roomy(&model);
+        let path = |worker: &Value| {
+            format!("/v1/hives/here/v1/workers/{}{CHAT}", worker["worker_id"].as_str().unwrap())
+        };
+        let hangs = json!({"model": model, "messages": [], "max_tokens": 3, "stream": true, "hangs": true});
+        let mut streams = [(&stubborn, hangs), (&ours, chat(&model, ENDLESS, true))].map(|(worker, body)| {
+            let mut stream = daemon.stream(&path(worker), &body);
+            stream.take(3);
+            stream
+        });
+        let begun = Instant::now();
+        daemon.signal(Signal::TERM);
+        for stream in &mut streams {
+            stream.rest().is_told();
+        }
+        assert!(begun.elapsed() >= DRAIN, "what ran was cut short after {:?}", begun.elapsed());
+        assert!(daemon.ended().success());
+        assert!(begun.elapsed() >= DRAIN + GRACE, "killed after {:?}", begun.elapsed());
+        assert!(![&stubborn, &ours].into_iter().any(|worker| is_alive(pid_of(worker))));
+        let log = daemon.log();
+        assert!(log.contains("still busy after the drain"), "{log}");
+        drop(shop);
         assert_eq!(place.processes(), []);
     });
 }
