@@ -131,6 +131,9 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             let hub = hub(&dirs.state).map_err(ServeError::Hub)?;
             let mut about = StoreSettings::new(models.to_owned(), hub, options.builds.clone());
             about.trusted = trusted(settings)?;
+            if let Some(silence) = settings.duration("download-silence") {
+                about.limits.stall_max = silence;
+            }
             let store = Store::open(about)?;
             if roles == Roles::Hive {
                 use_token(settings, &mut options, &node).await?;
@@ -153,7 +156,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     notify.ready();
     shutdown.drained().await;
     tracing::info!("shutting down");
-    shutdown.finish(DRAIN_MAX).await;
+    shutdown.finish(settings.duration("drain-max").unwrap_or(DRAIN_MAX)).await;
     tracing::info!("ended");
     Ok(())
 }

@@ -297,8 +297,10 @@ impl Over<'_> {
         };
         let interrupted = || async { tokio::signal::ctrl_c().await.is_ok() };
         let done = tokio::select! {
-            done = work => Some(done),
+            // First: until it is asked for once, a Ctrl-C ends this process and leaves what was begun.
+            biased;
             true = interrupted() => None,
+            done = work => Some(done),
         };
         if done.is_none() {
             render.say("interrupted: taking back what was begun over there");
