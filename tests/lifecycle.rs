@@ -2,7 +2,7 @@
 
 use crate::support::fleet::{self, CHAT, fleet, pid_of, served};
 use crate::support::node::{
-    Answer, Daemon, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until,
+    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until,
 };
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
