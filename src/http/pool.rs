@@ -91,9 +91,13 @@ impl http_body::Body for Pooled {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if matches!(polled, Poll::Ready(None))
-            && let Some((pool, connection)) = self.lent.take()
-        {
+        let is_over = match &polled {
+            Poll::Ready(None) => true,
+            // Whoever knows its length need not ask for more.
+            Poll::Ready(Some(Ok(_))) => self.body.is_end_stream(),
+            _ => false,
+        };
+        if is_over && let Some((pool, connection)) = self.lent.take() {
             pool.give_back(connection);
         }
         polled
@@ -169,6 +173,17 @@ mod tests {
         drop(one);
         assert_eq!(number(two).await, "1", "one at a time");
         assert_eq!(number(ask(&pool).await).await, "1", "the first was closed with its answer");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_body_that_tells_its_end_early_gives_its_connection_back_with_the_last_piece() {
+        let (target, serving) = server(usize::MAX).await;
+        let pool = Pool::new(target);
+        let mut body = ask(&pool).await.into_body();
+        let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(piece == "0" && http_body::Body::is_end_stream(&body));
+        assert_eq!(number(ask(&pool).await).await, "0", "the same connection");
         serving.abort();
     }
 
