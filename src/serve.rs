@@ -131,6 +131,9 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             let hub = hub(&dirs.state).map_err(ServeError::Hub)?;
             let mut about = StoreSettings::new(models.to_owned(), hub, options.builds.clone());
             about.trusted = trusted(settings)?;
+            if let Some(silence) = settings.duration("download-silence") {
+                about.limits.stall_max = silence;
+            }
             let store = Store::open(about)?;
             if roles == Roles::Hive {
                 use_token(settings, &mut options, &node).await?;
@@ -153,7 +156,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     notify.ready();
     shutdown.drained().await;
     tracing::info!("shutting down");
-    shutdown.finish(DRAIN_MAX).await;
+    shutdown.finish(settings.duration("drain-max").unwrap_or(DRAIN_MAX)).await;
     tracing::info!("ended");
     Ok(())
 }
@@ -219,6 +222,7 @@ fn hive_options(
             idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
             restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
             loading_silence: settings.duration("loading-silence").unwrap_or(hive::LOADING_SILENCE_MAX),
+            worker_silence: settings.duration("worker-silence").unwrap_or(hive::WORKER_SILENCE_MAX),
             rung_max: rung_max.clone(),
             env: hive::worker_environment(|name| std::env::var(name).ok()),
         },

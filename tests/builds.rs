@@ -1,6 +1,7 @@
 //! Engines built on the node, through the real binary: fetched from a catalog, built in a contained tree, installed,
 //! spawned, removed. And above all: stopped at any moment, by a cancel or by the death of the hive, with nothing left.
 
+use crate::support::fleet::CHAT;
 use crate::support::node::{Daemon, Place, alone, chat, said, signal_pid, until, within};
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -114,8 +115,7 @@ package() { :; }
 "#;
 
 fn install(daemon: &Daemon, id: &str) -> String {
-    let accepted = daemon.post("/v1/jobs", &json!({"operation": "worker_install", "worker_id": id})).json();
-    accepted["job_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned()
+    daemon.begin(&json!({"operation": "worker_install", "worker_id": id}))
 }
 
 /// A catalog, a hive, and a job in the middle of the build that is hardest to end.
@@ -204,7 +204,7 @@ fn an_engine_is_built_installed_spawned_and_removed() {
     for (_, line) in place.processes() {
         assert!(!line.contains(key.trim()), "{line}");
     }
-    let ended = daemon.stream("/v1/chat/completions", &chat(&model, 5, true)).rest();
+    let ended = daemon.stream(CHAT, &chat(&model, 5, true)).rest();
     assert!(ended.is_clean(), "{ended:?}");
     let infer = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 3}));
     assert_eq!(infer.done()["worker_id"], id);

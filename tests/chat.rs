@@ -1,5 +1,6 @@
 //! `rbee chat` as a person at a terminal uses it, and as a script at a pipe.
 
+use crate::support::fleet::{CHAT, served};
 use crate::support::node::{
     Daemon, PATIENCE, Place, RBEE, alone, chat as ask, said, signal_pid, slow, until,
 };
@@ -30,18 +31,6 @@ fn piped(place: &Place, queen: &str, args: &[&str], turns: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn busy(daemon: &Daemon) -> u64 {
-    daemon.workers().iter().map(|worker| worker["slots_busy"].as_u64().unwrap()).sum()
-}
-
-#[track_caller]
-fn becomes(daemon: &Daemon, slots: u64) {
-    until(&format!("{slots} slots are busy"), || match busy(daemon) {
-        busy if busy == slots => Ok(()),
-        busy => Err(format!("{busy}")),
-    });
-}
-
 /// What follows the end of the editing is of the answer.
 #[track_caller]
 fn answer_comes(terminal: &mut Terminal) {
@@ -54,29 +43,28 @@ fn answer_comes(terminal: &mut Terminal) {
 fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation() {
     alone(|| {
         let place = Place::with_model(&slow());
-        let daemon = Daemon::start(&place, "serve", &[]);
+        let (daemon, model) = served(&place, &[]);
         // Loaded before, so that nothing but the answer follows a message.
-        let model = daemon.register(&place, None);
-        assert_eq!(daemon.post("/v1/chat/completions", &ask(&model, 1, false)).status, 200);
+        assert_eq!(daemon.post(CHAT, &ask(&model, 1, false)).status, 200);
         let Some(mut terminal) = Terminal::start(&chat(&place, &daemon.url(), &[])) else { return };
 
         terminal.shows("listens");
         terminal.shows(PROMPT);
         // Mistyped and mended in the middle of the line.
         terminal.press(&format!("Say somthing.{}e{ENTER}", LEFT.repeat("thing.".len())));
-        becomes(&daemon, 1);
+        daemon.has_busy_slots(1);
         answer_comes(&mut terminal);
         terminal.press(CTRL_C);
         terminal.shows("cancelled: ");
-        becomes(&daemon, 0);
+        daemon.has_busy_slots(0);
 
         terminal.shows(PROMPT);
         terminal.press(&format!("{UP}{ENTER}"));
-        becomes(&daemon, 1);
+        daemon.has_busy_slots(1);
         answer_comes(&mut terminal);
         terminal.press(CTRL_C);
         terminal.shows("cancelled: ");
-        becomes(&daemon, 0);
+        daemon.has_busy_slots(0);
 
         terminal.shows(PROMPT);
         terminal.press(&format!("/frob{ENTER}"));
@@ -159,13 +147,13 @@ fn a_signal_that_ends_the_conversation_leaves_the_terminal_as_it_was() {
             terminal.shows("listens");
             terminal.shows(PROMPT);
             terminal.press(&format!("Say something.{ENTER}"));
-            becomes(&daemon, 1);
+            daemon.has_busy_slots(1);
             answer_comes(&mut terminal);
             signal_pid(pid_of_chat(&place), signal);
             terminal.shows("cancelled: ");
             let last = terminal.shows("ended with 143");
             assert!(last.ends_with("\r\n"), "{last:?}");
-            becomes(&daemon, 0);
+            daemon.has_busy_slots(0);
             assert_eq!(terminal.ends().code(), Some(0));
             is_as_it_was(&place);
         }
@@ -183,10 +171,10 @@ fn a_terminal_that_is_closed_ends_the_conversation_and_its_answer() {
         terminal.shows("listens");
         terminal.shows(PROMPT);
         terminal.press(&format!("Say something.{ENTER}"));
-        becomes(&daemon, 1);
+        daemon.has_busy_slots(1);
         answer_comes(&mut terminal);
         drop(terminal);
-        becomes(&daemon, 0);
+        daemon.has_busy_slots(0);
         let is_left = |(_, line): &(i32, String)| line.starts_with(&format!("{RBEE} chat"));
         until("the conversation ends", || match place.processes().iter().find(|process| is_left(process)) {
             None => Ok(()),

@@ -3,7 +3,8 @@
 
 use crate::builds::Shop;
 use crate::scripted;
-use crate::support::node::{Daemon, Place, alone};
+use crate::support::fleet::{CHAT, fleet};
+use crate::support::node::{Place, alone};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use rbee::http::client::{self, Connection, Target};
@@ -11,7 +12,6 @@ use serde_json::{Value, json};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const CHAT: &str = "/v1/chat/completions";
 /// Requests in one block; blocks of all ways alternate.
 const BLOCK: usize = 200;
 const BLOCKS: usize = 10;
@@ -59,8 +59,8 @@ fn nginx(place: &Place, engine: &str) -> Option<(Child, Target)> {
     let root = root.display();
     let configuration = format!(
         "daemon off; master_process off; pid {root}/pid; error_log {root}/error;\nevents {{ worker_connections 4096; }}\n\
-         http {{ access_log off; client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\
-         uwsgi_temp_path {root}/d; scgi_temp_path {root}/e; upstream engine {{ server {engine}; keepalive 64; }}\n\
+         http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\
+         uwsgi_temp_path {root}/d; scgi_temp_path {root}/e; upstream engine {{ server {engine}; keepalive 64; keepalive_requests 1000000; }}\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
          proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_buffering off; }} }} }}"
     );
@@ -182,12 +182,8 @@ fn added_latency_and_memory() {
     alone(|| {
         let place = Place::new();
         let shop = Shop::open(&place);
-        scripted::recipe(&shop);
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let (url, catalog) = (queen.url(), shop.daemon.url());
-        let args = ["--name", "one", "--queen", &url, "--catalog", &catalog];
-        let hive = Daemon::start(&place, "hive serve", &args);
-        queen.has_hives(1);
+        scripted::recipe(&shop, "");
+        let (queen, hive) = fleet(&place, &["--catalog", &shop.daemon.url()]);
         queen.job(&json!({"operation": "worker_install", "worker_id": scripted::ID})).done();
         let model = queen.register(&place, None);
         let spawn = json!({
@@ -206,7 +202,7 @@ fn added_latency_and_memory() {
         let mut ways = vec![
             way("engine", parse(&format!("http://{engine}")), CHAT),
             way("hive", parse(&hive.url()), &format!("/v1/workers/{id}{CHAT}")),
-            way("queen", parse(&url), CHAT),
+            way("queen", parse(&queen.url()), CHAT),
         ];
         let proxy = nginx(&place, &engine);
         match &proxy {

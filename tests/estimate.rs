@@ -5,22 +5,11 @@
 
 use crate::support::gguf::{Kind, Tiny, part_name, split, tiny};
 use crate::support::models::{GEMMA3, SMOLLM2, real_model};
-use command_fds::{CommandFdExt, FdMapping};
-use rbee::http::client::{self, Target};
-use rbee::http::sse::Reader;
+use crate::support::worker::Worker;
 use rbee::model::gguf::{self, TensorType};
 use rbee::model::memory::{Memory, Shape, estimate};
-use serde_json::{Value, json};
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_rbee");
-/// Nothing here takes as long, on a machine that does something else besides.
-const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: f64 = (1 << 20) as f64;
 /// Of what llama.cpp says.
 const ERROR_PERCENT_MAX: f64 = 5.0;
@@ -49,51 +38,16 @@ impl Said {
     }
 }
 
-/// A worker whose log is kept.
-struct Worker {
-    child: Child,
-    target: Target,
-    directory: TempDir,
+/// One that says what it allocates.
+async fn ready(model: &Path, flags: &[String]) -> Worker {
+    let flags: Vec<&str> = ["--threads", "1"].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    Worker::start_with(model, &flags, &[("RBEE_LOG", "warn,llama=debug")]).loaded().await
 }
 
 impl Worker {
-    async fn ready(model: &Path, flags: &[String]) -> Worker {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("w.sock");
-        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let mut command = Command::new(BINARY);
-        command
-            .args(["worker", "serve", "--listen", "fd:3", "--threads", "1", "--model"])
-            .arg(model)
-            .args(flags);
-        command.env_clear().env("HOME", directory.path()).env("RBEE_LOG", "warn,llama=debug");
-        command.stdin(Stdio::null()).stderr(File::create(directory.path().join("log")).unwrap());
-        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(listener), child_fd: 3 }]).unwrap();
-        let worker = Worker { child: command.spawn().unwrap(), target: Target::unix(&socket), directory };
-        drop(command);
-        let progress = client::send(&worker.target, client::get("/v1/loading/progress").unwrap()).await;
-        let mut events = Reader::new(progress.unwrap().into_body());
-        let mut last = String::new();
-        while let Some(event) = tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap() {
-            last = event.data;
-        }
-        assert_eq!(last, "[DONE]", "{}", worker.log());
-        worker
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
-    }
-
-    async fn complete(&self, prompt: &str, max_tokens: u32) -> Value {
-        let body = json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "rbee": {}});
-        let answer = client::ask(&self.target, client::post("/v1/completions", &body).unwrap());
-        tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap()
-    }
-
     /// A kilobyte count out of one of the process's files in /proc.
     fn kilobytes(&self, file: &str, name: &str) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap() / 1024.0
     }
@@ -113,14 +67,6 @@ impl Worker {
             resident: self.kilobytes("smaps_rollup", "Rss:"),
             peak: self.kilobytes("status", "VmHWM:"),
         }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Fails only if it has ended, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -169,7 +115,7 @@ async fn compare(name: &str, model: &Path, case: Case) -> (Memory, Said) {
         ("--flash-attn", if flash_attention { "auto" } else { "off" }.into()),
     ];
     let flags: Vec<String> = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect();
-    let worker = Worker::ready(model, &flags).await;
+    let worker = ready(model, &flags).await;
     // Words of a token each, as near as no matter, and never more than a slot holds.
     let prompt = "the ".repeat(ubatch.min(ctx / 2) as usize / 2);
     let all: Vec<_> = (0..slots).map(|slot| format!("{slot} {prompt}")).collect();
@@ -270,7 +216,7 @@ async fn a_split_model_answers_as_the_whole_one_whichever_part_is_given() {
         std::fs::write(folder.path().join(part_name("tiny", number, PARTS)), bytes).unwrap();
     }
     let answer = async |path: &Path| {
-        let worker = Worker::ready(path, &[]).await;
+        let worker = ready(path, &[]).await;
         let answer = worker.complete(PROMPT, 32).await;
         let tokens = answer["choices"][0]["rbee"]["tokens"].clone();
         (answer["choices"][0]["text"].clone(), tokens, worker.said().weights)

@@ -1,8 +1,8 @@
 //! A fleet of real processes: queens, hives and workers that find each other over the link, lose each other and come back.
 
+use crate::support::fleet::{CHAT, Full, Pair, fleet, pid_of, served};
 use crate::support::node::{
-    Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, freeze, is_alive, roomy, said, signal_pid, until,
-    within,
+    Answer, Daemon, PATIENCE, Place, alone, chat, freeze, is_alive, said, signal_pid, until, within,
 };
 use rbee::http::client;
 use rbee::http::link::{HIVE_HEADER, NODE_HEADER, PROTOCOL_HEADER, UPGRADE_TO, VERSION_HEADER};
@@ -12,37 +12,12 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const CHAT: &str = "/v1/chat/completions";
 /// B52, and what a busy machine adds.
 const RELINK_MAX: Duration = Duration::from_secs(5);
 /// "At once": the link's close is what tells, no time-out.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// B6 for a network that falls silent, and what a busy machine adds.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
-
-/// Two hives with places of their own, `one` and `two`, linked to a queen.
-struct Pair {
-    queen: Daemon,
-    one: Daemon,
-    two: Daemon,
-    // Last, because fields are dropped in order and a place fails if something of it still runs.
-    places: [Place; 2],
-}
-
-impl Pair {
-    fn start() -> Pair {
-        let places = [Place::new(), Place::new()];
-        let queen = Daemon::start(&places[0], "queen serve", &[]);
-        let url = queen.url();
-        let hive = |place: &Place, name: &str, address: &str| {
-            Daemon::start(place, "hive serve", &["--name", name, "--queen", &url, "--listen", address])
-        };
-        let one = hive(&places[0], "one", "127.0.0.2:0");
-        let two = hive(&places[1], "two", "127.0.0.3:0");
-        queen.has_hives(2);
-        Pair { queen, one, two, places }
-    }
-}
 
 fn names(list: &[Value]) -> Vec<&str> {
     list.iter().map(|item| item["name"].as_str().unwrap()).collect()
@@ -66,19 +41,11 @@ pub fn dial(queen: &Daemon, hive: &str, node: &str, protocol: u32) -> Answer {
     queen.request(request)
 }
 
-/// Worker processes that ever ran in a place: each has its log.
-fn spawns(place: &Place) -> usize {
-    let logs = std::fs::read_dir(place.state().join("logs")).unwrap().flatten();
-    logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count()
-}
-
 #[test]
 fn a_request_to_the_queen_is_answered_by_a_linked_hives_worker_and_the_second_finds_it_warm() {
     alone(|| {
         let place = Place::new();
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-        queen.has_hives(1);
+        let (queen, hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         let first = queen.stream(CHAT, &chat(&model, 5, true)).rest();
         assert!(first.is_clean(), "{first:?}");
@@ -87,7 +54,7 @@ fn a_request_to_the_queen_is_answered_by_a_linked_hives_worker_and_the_second_fi
         let second = queen.post(CHAT, &chat(&model, 5, false));
         assert_eq!(second.json()["usage"]["completion_tokens"], 5, "{second:?}");
         assert_eq!(queen.workers()[0]["worker_id"], workers[0]["worker_id"]);
-        assert_eq!(spawns(&place), 1);
+        assert_eq!(place.spawns(), 1);
         assert!(hive.terminate().success());
         assert!(queen.terminate().success());
     });
@@ -97,9 +64,7 @@ fn a_request_to_the_queen_is_answered_by_a_linked_hives_worker_and_the_second_fi
 fn simultaneous_requests_for_a_model_that_is_not_loaded_share_one_worker() {
     alone(|| {
         let place = Place::new();
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let _hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-        queen.has_hives(1);
+        let (queen, _hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         std::thread::scope(|scope| {
             let ask = || {
@@ -108,7 +73,7 @@ fn simultaneous_requests_for_a_model_that_is_not_loaded_share_one_worker() {
             };
             (0..4).for_each(|_| drop(scope.spawn(ask)));
         });
-        assert_eq!(spawns(&place), 1, "{:?}", queen.workers());
+        assert_eq!(place.spawns(), 1, "{:?}", queen.workers());
     });
 }
 
@@ -133,7 +98,7 @@ fn two_hives_make_a_fleet_and_a_name_chooses_between_them() {
         assert_eq!(workers.iter().map(|worker| &worker["hive"]).collect::<Vec<_>>(), ["two"], "{workers:?}");
         run("one");
         assert_eq!(queen.workers().len(), 2);
-        assert_eq!((spawns(&places[0]), spawns(&places[1])), (1, 1));
+        assert_eq!((places[0].spawns(), places[1].spawns()), (1, 1));
 
         let status = places[0].rbee(&["status", "--queen", &url]);
         let (shown, _) = said(&status);
@@ -218,7 +183,7 @@ fn hives_find_a_restarted_queen_and_tell_her_all_they_have() {
     alone(|| {
         let pair = Pair::start();
         let model = pair.queen.register(&pair.places[1], Some("two"));
-        assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        pair.queen.answers(&model);
         let workers = pair.queen.workers();
         let Pair { places, queen, one: _one, two: _two } = pair;
         let address = queen.address.clone();
@@ -232,8 +197,8 @@ fn hives_find_a_restarted_queen_and_tell_her_all_they_have() {
             if is_whole && queen.workers().len() == 1 { Ok(()) } else { Err(hives.to_string()) }
         });
         assert_eq!(queen.workers()[0]["worker_id"], workers[0]["worker_id"]);
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
-        assert_eq!(spawns(&places[1]), 1);
+        queen.answers(&model);
+        assert_eq!(places[1].spawns(), 1);
     });
 }
 
@@ -242,10 +207,10 @@ fn a_dead_hives_workers_leave_the_registry_at_once() {
     alone(|| {
         let pair = Pair::start();
         let model = pair.queen.register(&pair.places[1], Some("two"));
-        assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        pair.queen.answers(&model);
         // Places first: bindings are dropped in the reverse order.
         let Pair { places, queen, one: _one, two } = pair;
-        let worker = queen.workers()[0]["pid"].as_i64().unwrap() as i32;
+        let worker = pid_of(&queen.workers()[0]);
         two.kill9();
         within(AT_ONCE, "the hive and its worker have left", || {
             let (hives, workers) = (queen.get("/v1/hives").json(), queen.workers());
@@ -286,22 +251,18 @@ fn a_hive_that_falls_silent_leaves_in_time_and_is_whole_again_without_a_restart(
 fn a_worker_lost_before_its_first_token_is_replaced_and_the_client_sees_only_time() {
     alone(|| {
         let place = Place::new();
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        assert!(daemon.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
-        let worker = daemon.workers()[0]["pid"].as_i64().unwrap() as i32;
+        let (daemon, model) = served(&place, &[]);
+        daemon.answers(&model);
+        let worker = pid_of(&daemon.workers()[0]);
         freeze(worker);
         std::thread::scope(|scope| {
-            let asking = scope.spawn(|| daemon.stream(CHAT, &chat(&model, 3, true)).rest());
-            until("the request is at the stopped worker", || match &daemon.workers()[0]["slots_busy"] {
-                busy if busy == 1 => Ok(()),
-                busy => Err(busy.to_string()),
-            });
+            let asking = scope.spawn(|| daemon.answers(&model));
+            // The request is at the stopped worker.
+            daemon.has_busy_slots(1);
             signal_pid(worker, Signal::KILL);
-            let ended = asking.join().unwrap();
-            assert!(ended.is_clean(), "{ended:?}");
+            asking.join().unwrap();
         });
-        assert_eq!(spawns(&place), 2);
+        assert_eq!(place.spawns(), 2);
     });
 }
 
@@ -310,22 +271,19 @@ fn a_request_whose_hive_dies_before_the_first_token_moves_to_another() {
     alone(|| {
         let pair = Pair::start();
         let model = pair.queen.register(&pair.places[0], Some("two"));
-        assert!(pair.queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        pair.queen.answers(&model);
         assert_eq!(pair.queen.register(&pair.places[0], Some("one")), model);
         let Pair { places, queen, one: _one, two } = pair;
         let worker = queen.workers()[0].clone();
         assert_eq!(worker["hive"], "two");
-        let pid = worker["pid"].as_i64().unwrap() as i32;
+        let pid = pid_of(&worker);
         freeze(pid);
         std::thread::scope(|scope| {
-            let asking = scope.spawn(|| queen.stream(CHAT, &chat(&model, 3, true)).rest());
-            until("the request is at the stopped worker", || match queen.workers() {
-                workers if workers[0]["slots_busy"] == 1 => Ok(()),
-                workers => Err(format!("{workers:?}")),
-            });
+            let asking = scope.spawn(|| queen.answers(&model));
+            // The request is at the stopped worker.
+            queen.has_busy_slots(1);
             two.kill9();
-            let ended = asking.join().unwrap();
-            assert!(ended.is_clean(), "{ended:?}");
+            asking.join().unwrap();
         });
         assert_eq!(queen.workers()[0]["hive"], "one");
         // Rather than wait for its lease's end.
@@ -337,39 +295,24 @@ fn a_request_whose_hive_dies_before_the_first_token_moves_to_another() {
 #[test]
 fn when_all_slots_are_busy_a_request_waits_for_the_next_free_one() {
     alone(|| {
-        let place = Place::with_model(&roomy());
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
+        let Full { place, daemon, model, answer, .. } = Full::start(&[]);
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| daemon.stream(CHAT, &chat(&model, 3, true)).rest());
-            until("the second request waits", || {
-                let status = daemon.job(&json!({"operation": "status"}));
-                let queued = status.done()["queued"].clone();
-                if queued == 1 { Ok(()) } else { Err(queued.to_string()) }
-            });
+            let second = scope.spawn(|| daemon.answers(&model));
+            daemon.has_queued(1);
             assert!(!second.is_finished());
             // The reader's leaving frees the slot.
-            drop(first);
-            let second = second.join().unwrap();
-            assert!(second.is_clean(), "{second:?}");
+            drop(answer);
+            second.join().unwrap();
         });
-        assert_eq!(spawns(&place), 1);
+        assert_eq!(place.spawns(), 1);
     });
 }
 
 #[test]
 fn when_the_queue_is_full_a_request_is_refused_with_the_slots_and_when_to_come_again() {
     alone(|| {
-        let place = Place::with_model(&roomy());
-        let daemon = Daemon::start(&place, "serve", &["--queue", "0"]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
-        let refused = daemon.post(CHAT, &chat(&model, 3, true));
+        let full = Full::start(&["--queue", "0"]);
+        let refused = full.daemon.post(CHAT, &chat(&full.model, 3, true));
         assert_eq!(refused.status, 503, "{refused:?}");
         assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() > 0);
         let failure = refused.failure();

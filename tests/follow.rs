@@ -1,6 +1,7 @@
 //! Jobs as a person follows them: through connections that drop and daemons that die, and with Ctrl-C at any moment.
 
 use crate::builds::{QUICK, Shop};
+use crate::support::fleet::{endless_job, served};
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{Content, Repo, TestHub};
 use crate::support::node::{Daemon, Place, alone, said, slow, until};
@@ -61,14 +62,6 @@ fn relay(daemon: &Daemon, mut way: impl FnMut(&str) -> Way + Send + 'static) -> 
     url
 }
 
-fn endless(model: &str) -> Value {
-    json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 8000, "stop": ["\u{0}never"]})
-}
-
-fn start(daemon: &Daemon, operation: &Value) -> String {
-    daemon.post("/v1/jobs", operation).json()["job_id"].as_str().unwrap().to_owned()
-}
-
 fn spawn(place: &Place, args: &[&str]) -> Child {
     let mut command = place.command(args);
     println!("{command:?}");
@@ -106,11 +99,10 @@ fn first_word(child: &mut Child) {
 #[test]
 fn a_follow_across_dropped_connections_loses_nothing_and_repeats_nothing() {
     let place = Place::with_model(&slow());
-    let daemon = Daemon::start(&place, "serve", &[]);
-    let model = daemon.register(&place, None);
-    let mut operation = endless(&model);
+    let (daemon, model) = served(&place, &[]);
+    let mut operation = endless_job(&model);
     operation["max_tokens"] = json!(200);
-    let id = start(&daemon, &operation);
+    let id = daemon.begin(&operation);
     // In the head of the answer, in the middle of an event, and at any place later.
     let mut cuts = vec![20, 400, 1_700, 3_333, 3_334, 9_000].into_iter();
     let url = relay(&daemon, move |_| cuts.next().map_or(Way::Through, Way::CutAfter));
@@ -132,9 +124,8 @@ fn a_follow_across_dropped_connections_loses_nothing_and_repeats_nothing() {
 fn a_follow_outlives_its_daemon_and_is_told_that_the_job_was_interrupted() {
     let place = Place::with_model(&slow());
     let address = place.address(7833);
-    let daemon = Daemon::start(&place, "serve", &["--listen", &address]);
-    let model = daemon.register(&place, None);
-    let id = start(&daemon, &endless(&model));
+    let (daemon, model) = served(&place, &["--listen", &address]);
+    let id = daemon.begin(&endless_job(&model));
     let mut child = spawn(&place, &["job", "follow", &id, "--queen", &daemon.url()]);
     first_word(&mut child);
     daemon.kill9();
@@ -166,8 +157,7 @@ fn a_server_that_is_gone_is_told_after_three_tries() {
 #[test]
 fn ctrl_c_before_the_id_is_known_cancels_as_soon_as_it_is() {
     let place = Place::with_model(&slow());
-    let daemon = Daemon::start(&place, "serve", &[]);
-    let model = daemon.register(&place, None);
+    let (daemon, model) = served(&place, &[]);
     let (release, held) = mpsc::channel();
     let (asked, posted) = mpsc::channel();
     let (mut held, mut posts) = (Some(held), 0);
@@ -200,9 +190,8 @@ fn ctrl_c_before_the_id_is_known_cancels_as_soon_as_it_is() {
 #[test]
 fn a_second_ctrl_c_leaves_at_once() {
     let place = Place::with_model(&slow());
-    let daemon = Daemon::start(&place, "serve", &[]);
-    let model = daemon.register(&place, None);
-    let id = start(&daemon, &endless(&model));
+    let (daemon, model) = served(&place, &[]);
+    let id = daemon.begin(&endless_job(&model));
     // The receipt is never told.
     let (_never, held) = mpsc::channel();
     let mut held = Some(held);
@@ -228,9 +217,8 @@ fn a_second_ctrl_c_leaves_at_once() {
 #[test]
 fn a_timeout_detaches_and_only_a_cancel_cancels() {
     let place = Place::with_model(&slow());
-    let daemon = Daemon::start(&place, "serve", &["--name", "here"]);
-    let model = daemon.register(&place, None);
-    let id = start(&daemon, &endless(&model));
+    let (daemon, model) = served(&place, &["--name", "here"]);
+    let id = daemon.begin(&endless_job(&model));
     let rbee = |args: &[&str]| {
         let output = place.rbee(&[args, &["--queen", &daemon.url()]].concat());
         let (stdout, stderr) = said(&output);

@@ -1,5 +1,6 @@
 //! Who is let in, and where a daemon refuses to start: ports, state directories, keys, foreign hosts and origins.
 
+use crate::support::fleet::fleet;
 use crate::support::node::{Daemon, Place, Refused, alone};
 use rbee::daemon::{Lock, holder, is_locked};
 use rbee::http::router::Route;
@@ -154,9 +155,7 @@ fn refuses_foreigners<E>(daemon: &Daemon, table: &[Route<E>]) {
 fn a_foreign_host_or_origin_is_refused_on_every_method_of_every_route() {
     alone(|| {
         let place = Place::new();
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-        queen.has_hives(1);
+        let (queen, hive) = fleet(&place, &[]);
         refuses_foreigners(&queen, rbee::queen::TABLE);
         refuses_foreigners(&hive, rbee::hive::TABLE);
     });

@@ -1,5 +1,6 @@
 //! The stream of heartbeats of queen and hive: at once, on a change, and in time.
 
+use crate::support::fleet::hive;
 use crate::support::node::{Daemon, Place, Stream, alone, until};
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ fn the_queens_heartbeats_tell_her_totals_and_each_hive_and_changes_as_they_come(
         let first = beat(&mut stream);
         assert_eq!((&first["queen"]["hives"], &first["hives"]), (&json!(0), &json!([])));
 
-        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
+        let hive = hive(&place, &queen, &[]);
         let joined = beat_with(&mut stream, |beat| beat["queen"]["hives"] == 1);
         assert_eq!(
             (&joined["hives"][0]["name"], &joined["hives"][0]["state"]),

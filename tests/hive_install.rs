@@ -1,38 +1,28 @@
 //! `rbee hive install|update|uninstall`: against a real sshd with an account made for the test, and against a stand-in for ssh
 //! where only what is said matters.
 
-use crate::support::node::{Daemon, Place, alone, chat, said, signal_pid, until};
+mod build;
+
+use crate::install::tree;
+use crate::support::fleet::CHAT;
+use crate::support::node::{Daemon, Place, alone, chat, said, signal_pid, until, write};
+use crate::support::sshd::{Account, Sshd, is_possible};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 
-const SSHD: &str = "/usr/sbin/sshd";
-const SSH: &str = "/usr/bin/ssh";
-/// Its privilege separation's folder, which a package's start makes.
-const SSHD_RUN: &str = "/run/sshd";
-
-fn write(path: &Path, text: &str, mode: u32) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-}
-
-#[track_caller]
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// The keeper, with a folder of tools before all others.
-fn rbee(place: &Place, args: &[&str]) -> Output {
+fn keeper(place: &Place, args: &[&str]) -> Command {
     let mut command = place.command(args);
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", place.path("tools").display()));
     println!("{command:?}");
-    command.output().unwrap()
+    command
+}
+
+fn rbee(place: &Place, args: &[&str]) -> Output {
+    keeper(place, args).output().unwrap()
 }
 
 #[track_caller]
@@ -49,131 +39,6 @@ fn done(place: &Place, args: &[&str]) -> (String, String) {
     let output = rbee(place, args);
     assert!(output.status.success(), "{output:?}");
     said(&output)
-}
-
-fn tree(folder: &Path) -> Vec<PathBuf> {
-    let listed = run("find", &[folder.to_str().unwrap()]);
-    let mut paths: Vec<PathBuf> = listed.lines().map(PathBuf::from).collect();
-    paths.sort();
-    paths
-}
-
-/// An account of the system's for one test.
-struct Account {
-    name: String,
-    home: PathBuf,
-}
-
-impl Account {
-    fn new() -> Account {
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let name = format!("rbeetest{}", &id[id.len() - 8..]);
-        // A password that nothing matches, where none at all would lock the account.
-        run("useradd", &["--create-home", "--shell", "/bin/sh", "--password", "*", &name]);
-        Account { home: Path::new("/home").join(&name), name }
-    }
-
-    fn give(&self, path: &Path) {
-        use std::os::unix::fs::MetadataExt;
-        let home = self.home.metadata().unwrap();
-        chown(path, Some(home.uid()), Some(home.gid())).unwrap();
-    }
-
-    fn processes(&self) -> String {
-        let output = Command::new("pgrep").args(["--list-full", "--uid", &self.name]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        // Its processes end with the test's namespace, and are counted before.
-        let _ = Command::new("userdel").args(["--force", "--remove", &self.name]).output();
-    }
-}
-
-/// sshd for one test, and a client that knows it.
-struct Sshd {
-    child: Child,
-    port: u16,
-    folder: PathBuf,
-}
-
-impl Sshd {
-    fn start(place: &Place, account: &Account) -> Sshd {
-        std::fs::create_dir_all(SSHD_RUN).unwrap();
-        let folder = place.path("sshd");
-        std::fs::create_dir(&folder).unwrap();
-        let key = |name: &str| {
-            let path = folder.join(name);
-            let file = path.to_str().unwrap().to_owned();
-            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &file]);
-            std::fs::read_to_string(path.with_extension("pub")).unwrap()
-        };
-        let host = key("host");
-        let ours = key("ours");
-        key("other");
-        let ssh = account.home.join(".ssh");
-        write(&ssh.join("authorized_keys"), &ours, 0o600);
-        account.give(&ssh);
-        account.give(&ssh.join("authorized_keys"));
-        std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o700)).unwrap();
-        // Free a moment ago: sshd cannot be given an open socket.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let at = folder.display();
-        let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nPidFile none\nUsePAM no\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n"
-        );
-        write(&folder.join("sshd_config"), &config, 0o600);
-        let known = format!("[127.0.0.1]:{port} {host}");
-        write(&folder.join("known"), &known, 0o600);
-        let client = format!(
-            "UserKnownHostsFile {at}/known\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\nIdentitiesOnly yes\n\
-             IdentityFile none\nHost box\n  HostName 127.0.0.1\n  Port {port}\n"
-        );
-        write(&folder.join("ssh_config"), &client, 0o600);
-        let tool = format!("#!/bin/sh\nexec {SSH} -F {at}/ssh_config \"$@\"\n");
-        write(&place.path("tools/ssh"), &tool, 0o755);
-        let log = std::fs::File::create(folder.join("log")).unwrap();
-        let child = Command::new(SSHD)
-            .args(["-D", "-e", "-f"])
-            .arg(folder.join("sshd_config"))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        until("sshd listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
-        });
-        Sshd { child, port, folder }
-    }
-
-    fn key(&self, name: &str) -> String {
-        self.folder.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(self.folder.join("log")).unwrap_or_default());
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What such a test needs of the system.
-fn is_possible() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    let tools = [SSHD, SSH, "/usr/sbin/useradd"];
-    let missing: Vec<&str> = tools.into_iter().filter(|tool| !Path::new(tool).exists()).collect();
-    if !is_root || !missing.is_empty() {
-        eprintln!("skipped: hive install over ssh: needs root and {missing:?}");
-        return false;
-    }
-    true
 }
 
 #[test]
@@ -231,12 +96,7 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         write(&place.path("home/.config/rbee/config.toml"), &config, 0o600);
         write(&place.path("config.toml"), &config, 0o600);
         let env = place.path("config.toml");
-        let with_config = |args: &[&str]| {
-            let mut command = place.command(args);
-            let path = std::env::var("PATH").unwrap();
-            command.env("PATH", format!("{}:{path}", place.path("tools").display())).env("RBEE_CONFIG", &env);
-            command.output().unwrap()
-        };
+        let with_config = |args: &[&str]| keeper(&place, args).env("RBEE_CONFIG", &env).output().unwrap();
         let output = with_config(&["hive", "install", "--queen", &url, "one", "--listen", "127.0.0.1:0"]);
         let (_, told) = said(&output);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -271,7 +131,7 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
 
         let download = json!({"operation": "model_download", "model": model, "hive_id": "one"});
         let model = queen.job(&download).done()["id"].as_str().unwrap().to_owned();
-        let ask = || queen.stream("/v1/chat/completions", &chat(&model, 3, true)).rest();
+        let ask = || queen.stream(CHAT, &chat(&model, 3, true)).rest();
         assert!(ask().is_clean());
         let worker = queen.workers()[0].clone();
         let first = queen.get("/v1/hives/one").json()["connected_at"].as_u64();
@@ -390,9 +250,7 @@ fn ctrl_c_takes_back_what_was_begun_over_there() {
         // The copy never ends.
         let script = format!("case \"$*\" in *'sh -s') {facts};; *'cat >'*) exec sleep 1000;; esac");
         stand_in(&place, &script);
-        let mut command = place.command(&["hive", "install", "u@box", "--queen", &queen.url()]);
-        let path = std::env::var("PATH").unwrap();
-        command.env("PATH", format!("{}:{path}", place.path("tools").display()));
+        let mut command = keeper(&place, &["hive", "install", "u@box", "--queen", &queen.url()]);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let asked = || std::fs::read_to_string(place.path("asked")).unwrap_or_default();
         until("the copy has begun", || if asked().contains("cat >") { Ok(()) } else { Err(asked()) });
@@ -401,7 +259,9 @@ fn ctrl_c_takes_back_what_was_begun_over_there() {
         assert_eq!(status.code(), Some(130));
         let folder =
             asked().split("'/home/u/.rbee-install-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
-        assert!(asked().contains(&format!("rm -rf '/home/u/.rbee-install-{folder}'")), "{}", asked());
+        let removes =
+            |line: &str| line.contains("'rm -rf") && line.ends_with(&format!(".rbee-install-{folder}'"));
+        assert!(asked().lines().any(removes), "{}", asked());
         assert!(asked().contains("'uninstall'"), "{}", asked());
     });
 }

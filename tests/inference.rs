@@ -5,90 +5,25 @@
 
 use crate::support::gguf::{Fault, Tiny, corrupt, tiny};
 use crate::support::models::{GEMMA3, SMOLLM2, real_model};
+use crate::support::node::RBEE;
+use crate::support::worker::{PATIENCE, Worker};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
-use rbee::http::sse::{Event, Reader};
-use rbee::wire::Failure;
 use rbee::worker::engine::{Engine, Markup, Row, Token};
 use rbee::worker::{Options, sampler};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::BufRead;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_rbee");
-/// Nothing here takes as long, on a machine that does something else besides.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// How far work may come, in steps, after its client left. B15 says one and 100 ms; a machine with much else to do hears of the
 /// leaving late, and steps are what it can't hurry. Whoever does not cancel at all comes 20 times as far.
 const STEPS_AFTER_MAX: u64 = 4;
 
-/// A worker on a listening socket that this test bound, so that it can be asked from the first moment on.
-struct Worker {
-    child: Child,
-    target: Target,
-    _directory: TempDir,
-}
-
 impl Worker {
-    fn start(model: &Path, flags: &[&str]) -> Worker {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("w.sock");
-        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let mut command = Command::new(BINARY);
-        command.args(["worker", "serve", "--listen", "fd:3", "--model"]).arg(model).args(flags);
-        command.env_clear().env("HOME", directory.path()).stdin(Stdio::null()).stderr(Stdio::piped());
-        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(listener), child_fd: 3 }]).unwrap();
-        println!("{command:?}");
-        let child = command.spawn().unwrap();
-        Worker { child, target: Target::unix(&socket), _directory: directory }
-    }
-
-    async fn ready(model: &Path, flags: &[&str]) -> Worker {
-        let worker = Worker::start(model, flags);
-        let events = worker.events(client::get("/v1/loading/progress").unwrap()).await;
-        assert_eq!(events.last().map(|event| event.data.as_str()), Some("[DONE]"), "{events:?}");
-        worker
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let answer = client::ask(&self.target, client::get(path).unwrap());
-        tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap()
-    }
-
-    async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let answer = client::ask(&self.target, client::post(path, body).unwrap());
-        match tokio::time::timeout(PATIENCE, answer).await.unwrap() {
-            Ok(value) => Ok(value),
-            Err(client::AskError::Refused(failure)) => Err(failure),
-            Err(error) => panic!("{path}: {error}"),
-        }
-    }
-
-    async fn open(&self, path: &str, body: &Value) -> Reader<hyper::body::Incoming> {
-        let answer = client::send(&self.target, client::post(path, body).unwrap()).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        Reader::new(answer.into_body())
-    }
-
-    async fn events(&self, request: http::Request<rbee::http::Body>) -> Vec<Event> {
-        let answer = client::send(&self.target, request).await.unwrap();
-        let mut reader = Reader::new(answer.into_body());
-        let mut events = Vec::new();
-        while let Some(event) = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
-            events.push(event);
-        }
-        events
-    }
-
-    async fn complete(&self, prompt: &str, max_tokens: u32) -> Value {
-        let body = json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "rbee": {}});
-        self.post("/v1/completions", &body).await.unwrap()
-    }
-
     /// Of each busy slot, what the engine holds for it and how much of that is new.
     async fn busy_slots(&self) -> Vec<(u64, u64)> {
         let slots = self.get("/slots").await;
@@ -109,29 +44,6 @@ impl Worker {
             steps = read.div_ceil(rbee::worker::batch::PROMPT_TOKENS_MAX as u64) + new - new_first;
         }
         (steps, start.elapsed())
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Its end, and what it said on stderr.
-    async fn ended(mut self) -> (ExitStatus, String) {
-        let stderr = self.child.stderr.take();
-        let waiting = tokio::task::spawn_blocking(move || {
-            let said = stderr.map(|pipe| std::io::read_to_string(pipe).unwrap()).unwrap_or_default();
-            (self.child.wait().unwrap(), said)
-        });
-        tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Fails only if it has ended, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -276,7 +188,7 @@ async fn every_kind_of_broken_model_gives_a_sentence_and_exit_code_1() {
 fn a_processor_below_the_floor_gets_a_sentence() {
     let (_directory, model) = tiny_model();
     let old = Command::new("qemu-x86_64")
-        .args(["-cpu", "Nehalem", BINARY, "worker", "serve", "--model"])
+        .args(["-cpu", "Nehalem", RBEE, "worker", "serve", "--model"])
         .arg(&model)
         .output();
     let Ok(output) = old else {
@@ -317,7 +229,7 @@ async fn a_drain_finishes_the_running_stream_and_ends_with_0() {
     let body = json!({"prompt": "Bees", "max_tokens": 60, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
     stream.next().await.unwrap().unwrap();
-    worker.signal(rustix::process::Signal::TERM);
+    worker.signal(Signal::TERM);
     let mut last = String::new();
     let mut tokens = 1;
     while let Some(event) = stream.next().await.unwrap() {
@@ -336,9 +248,9 @@ async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
     let body =
         json!({"prompt": "Bees ".repeat(1_400), "max_tokens": 900, "ignore_eos": true, "stream": true});
     let mut stream = worker.open("/v1/completions", &body).await;
-    worker.signal(rustix::process::Signal::TERM);
-    worker.signal(rustix::process::Signal::TERM);
-    worker.signal(rustix::process::Signal::INT);
+    worker.signal(Signal::TERM);
+    worker.signal(Signal::TERM);
+    worker.signal(Signal::INT);
     // The connection is cut, or the error event still got out; [DONE] never comes.
     while let Ok(Some(event)) = stream.next().await {
         assert_ne!(event.data, "[DONE]");
@@ -351,7 +263,7 @@ async fn a_second_term_ends_a_running_stream_at_once_and_says_so() {
 async fn the_end_of_the_lease_is_the_end_of_the_worker() {
     let (_directory, model) = tiny_model();
     let (lease, held) = std::io::pipe().unwrap();
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(RBEE);
     command.args([
         "worker",
         "serve",

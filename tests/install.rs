@@ -32,7 +32,7 @@ fn done(output: &Output) -> (String, String) {
 }
 
 /// Everything below a folder.
-fn tree(folder: &Path) -> Vec<PathBuf> {
+pub fn tree(folder: &Path) -> Vec<PathBuf> {
     let mut waiting = vec![folder.to_owned()];
     let mut found = Vec::new();
     while let Some(path) = waiting.pop() {

@@ -1,25 +1,11 @@
 //! Jobs as clients see them: streams that replay, ends that are told, cancels that are awaited, on queen and hive alike.
 
-use crate::support::node::{Daemon, Job, Place, slow, until};
+use crate::support::fleet::{CHAT, endless_job, served};
+use crate::support::node::{Daemon, Job, Place, chat, slow, until};
 use rbee::http::{client, reply};
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
 use serde_json::{Value, json};
-
-/// A fleet of one with the place's model on its disk.
-fn served(place: &Place) -> (Daemon, String) {
-    let daemon = Daemon::start(place, "serve", &["--name", "here"]);
-    let model = daemon.register(place, None);
-    (daemon, model)
-}
-
-fn endless(model: &str) -> Value {
-    json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 8000, "stop": ["\u{0}never"]})
-}
-
-fn start(daemon: &Daemon, operation: &Value) -> String {
-    daemon.post("/v1/jobs", operation).json()["job_id"].as_str().unwrap().to_owned()
-}
 
 fn delete(daemon: &Daemon, path: &str) -> crate::support::node::Answer {
     daemon.request(client::request("DELETE", path, reply::empty()).unwrap())
@@ -34,7 +20,7 @@ fn busy_slots(daemon: &Daemon, worker: &str) -> usize {
 #[test]
 fn a_job_is_told_the_same_to_every_reader_now_later_and_from_any_event() {
     let place = Place::new();
-    let (daemon, model) = served(&place);
+    let (daemon, model) = served(&place, &["--name", "here"]);
     let job = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 4}));
     let result = job.done();
     assert_eq!(result["usage"]["completion_tokens"], 4, "{result}");
@@ -68,8 +54,8 @@ fn a_job_is_told_the_same_to_every_reader_now_later_and_from_any_event() {
 #[test]
 fn a_cancel_answers_with_a_receipt_after_the_slot_is_free_and_again_with_the_same() {
     let place = Place::with_model(&slow());
-    let (daemon, model) = served(&place);
-    let id = start(&daemon, &endless(&model));
+    let (daemon, model) = served(&place, &["--name", "here"]);
+    let id = daemon.begin(&endless_job(&model));
     let worker = until("tokens come", || {
         let record = daemon.get(&format!("/v1/jobs/{id}")).json();
         let workers = daemon.workers();
@@ -99,8 +85,8 @@ fn a_cancel_answers_with_a_receipt_after_the_slot_is_free_and_again_with_the_sam
 #[test]
 fn a_client_that_leaves_in_the_middle_of_an_answer_frees_the_slot_through_queen_link_and_hive() {
     let place = Place::with_model(&slow());
-    let (daemon, model) = served(&place);
-    let mut stream = daemon.stream("/v1/chat/completions", &crate::support::node::chat(&model, 8000, true));
+    let (daemon, model) = served(&place, &["--name", "here"]);
+    let mut stream = daemon.stream(CHAT, &chat(&model, 8000, true));
     stream.take(3);
     let worker = daemon.workers()[0]["worker_id"].as_str().unwrap().to_owned();
     assert_eq!(busy_slots(&daemon, &worker), 1);
@@ -109,16 +95,13 @@ fn a_client_that_leaves_in_the_middle_of_an_answer_frees_the_slot_through_queen_
         0 => Ok(()),
         busy => Err(format!("{busy} busy")),
     });
-    until("the registry knows", || match daemon.workers()[0]["slots_busy"].as_u64() {
-        Some(0) => Ok(()),
-        busy => Err(format!("{busy:?}")),
-    });
+    daemon.has_busy_slots(0);
 }
 
 #[test]
 fn what_does_not_exist_is_404_and_what_has_ended_is_409() {
     let place = Place::new();
-    let (daemon, model) = served(&place);
+    let (daemon, model) = served(&place, &["--name", "here"]);
     for id in ["01900000-0000-7000-8000-000000000000", "nonsense"] {
         assert_eq!(daemon.get(&format!("/v1/jobs/{id}")).failure().code, Code::JobNotFound);
         assert_eq!(daemon.get(&format!("/v1/jobs/{id}/stream")).status, 404);
@@ -164,7 +147,7 @@ fn bad_operations_are_refused_by_name_before_a_job_is_made() {
 #[test]
 fn a_hives_job_has_one_id_on_both_sides() {
     let place = Place::new();
-    let (daemon, model) = served(&place);
+    let (daemon, model) = served(&place, &["--name", "here"]);
     let job = daemon.job(&json!({"operation": "model_get", "id": model, "hive_id": "here"}));
     assert_eq!(job.done()["context_length"], 2_048);
     let on_hive = daemon.get(&format!("/v1/hives/here/v1/jobs/{}", job.id)).json();
@@ -178,7 +161,7 @@ fn a_hives_job_has_one_id_on_both_sides() {
 #[test]
 fn a_model_that_cannot_be_loaded_is_a_clear_error_and_no_daemon_dies_of_it() {
     let place = Place::new();
-    let (daemon, model) = served(&place);
+    let (daemon, model) = served(&place, &["--name", "here"]);
     let broken = place.path("broken.gguf");
     let whole = std::fs::read(place.path("tiny.gguf")).unwrap();
     std::fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
@@ -207,7 +190,7 @@ fn post_once(daemon: &Daemon, operation: &Value) -> crate::support::node::Answer
 #[test]
 fn jobs_survive_an_orderly_restart_and_a_kill_with_their_events_keys_and_receipts() {
     let place = Place::with_model(&slow());
-    let (daemon, model) = served(&place);
+    let (daemon, model) = served(&place, &["--name", "here"]);
     let list = json!({"operation": "model_list"});
     let keyed = post_once(&daemon, &list).json()["job_id"].as_str().unwrap().to_owned();
     daemon.follow(&keyed).done();
@@ -216,7 +199,7 @@ fn jobs_survive_an_orderly_restart_and_a_kill_with_their_events_keys_and_receipt
     let cold = daemon.job(&infer);
     let done = daemon.job(&infer);
     let events = done.events.len() as u64;
-    let cancelled = start(&daemon, &endless(&model));
+    let cancelled = daemon.begin(&endless_job(&model));
     until("tokens come", || match told_tokens(&daemon, &cancelled) {
         0 => Err("none".into()),
         _ => Ok(()),
@@ -249,7 +232,7 @@ fn jobs_survive_an_orderly_restart_and_a_kill_with_their_events_keys_and_receipt
     assert_eq!((other.status, &other.failure().details["job_id"]), (409, &json!(keyed)));
 
     // A kill in the middle of an answer: the job ends as what it is.
-    let killed = start(&daemon, &endless(&model));
+    let killed = daemon.begin(&endless_job(&model));
     until("tokens come", || match told_tokens(&daemon, &killed) {
         0..5 => Err("too few".into()),
         _ => Ok(()),

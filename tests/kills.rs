@@ -3,9 +3,10 @@
 //!
 //! RBEE_KILLS says how often each.
 
+use crate::support::fleet::{fleet, hive, pid_of, served};
 use crate::support::node::{
-    Daemon, ENDLESS, PROMPT, Place, Stream, alone, chat, is_alive, parent_of, repeat, roomy, signal_pid,
-    until, within,
+    Daemon, ENDLESS, PROMPT, Place, Stream, alone, is_alive, parent_of, repeat, roomy, signal_pid, until,
+    within,
 };
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -13,7 +14,6 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const CHAT: &str = "/v1/chat/completions";
 const ORPHAN_TTL: &str = "1s";
 /// When the last orphan must be gone: the lease's end, TERM, and what a busy machine adds.
 const ORPHANS_GONE_MAX: Duration = Duration::from_secs(4);
@@ -36,16 +36,12 @@ struct Busy {
 impl Busy {
     fn start(orphan_ttl: &str) -> Busy {
         let place = Place::with_model(&roomy());
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = hive(&place, &queen, orphan_ttl);
-        queen.has_hives(1);
+        let (queen, hive) = fleet(&place, &["--orphan-ttl", orphan_ttl]);
         let model = queen.register(&place, None);
         let info = queen.spawn_roomy(&model);
-        let worker = info["pid"].as_i64().unwrap() as i32;
-        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
-        stream.take(5);
+        let worker = pid_of(&info);
         Busy {
-            stream,
+            stream: queen.endless(&model),
             worker,
             shim: parent_of(worker),
             id: info["worker_id"].clone(),
@@ -71,21 +67,6 @@ impl Busy {
             if all == daemons { Ok(()) } else { Err(format!("{all} processes, {daemons} daemons")) }
         });
     }
-
-    /// Whatever happened: another request is answered, cleanly.
-    #[track_caller]
-    fn serves_again(&self) {
-        let ended = self.queen.stream(CHAT, &chat(&self.model, 3, true)).rest();
-        assert!(ended.is_clean(), "{ended:?}");
-    }
-}
-
-fn hive(place: &Place, queen: &Daemon, orphan_ttl: &str) -> Daemon {
-    Daemon::start(
-        place,
-        "hive serve",
-        &["--name", "one", "--queen", &queen.url(), "--orphan-ttl", orphan_ttl],
-    )
 }
 
 #[test]
@@ -101,7 +82,7 @@ fn a_killed_worker_ends_its_stream_with_an_error_and_is_replaced() {
             assert_eq!(failure.code, Code::WorkerLost, "{failure:?}");
             busy.is_childless_within(AT_ONCE);
             let took = begun.elapsed();
-            busy.serves_again();
+            busy.queen.answers(&busy.model);
             took
         });
     });
@@ -111,14 +92,13 @@ fn a_killed_worker_ends_its_stream_with_an_error_and_is_replaced() {
 fn a_job_whose_worker_is_killed_ends_in_error_and_tells_how_far_it_came() {
     alone(|| {
         let place = Place::with_model(&roomy());
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        let worker = daemon.spawn_roomy(&model)["pid"].as_i64().unwrap() as i32;
+        let (daemon, model) = served(&place, &[]);
+        let worker = pid_of(&daemon.spawn_roomy(&model));
         let infer = json!({
             "operation": "infer", "model": model, "max_tokens": ENDLESS, "temperature": 0,
             "messages": [{"role": "user", "content": PROMPT}],
         });
-        let id = daemon.post("/v1/jobs", &infer).json()["job_id"].as_str().unwrap().to_owned();
+        let id = daemon.begin(&infer);
         until("the job tells tokens", || {
             let told = daemon.get(&format!("/v1/jobs/{id}")).json()["events"].as_u64().unwrap();
             if told > 20 { Ok(()) } else { Err(told.to_string()) }
@@ -142,7 +122,7 @@ fn a_killed_shim_takes_its_worker_along_and_the_hive_starts_another() {
             busy.stream.rest().is_told();
             busy.is_childless_within(AT_ONCE);
             let took = begun.elapsed();
-            busy.serves_again();
+            busy.queen.answers(&busy.model);
             took
         });
     });
@@ -189,13 +169,10 @@ fn a_killed_queens_clients_see_a_broken_stream_and_the_worker_is_free_for_the_ne
             busy.queen.ended();
             busy.stream.rest().is_told();
             let address = busy.queen.address.clone();
-            until("the slot is free", || match busy.hive.workers() {
-                workers if workers.len() == 1 && workers[0]["slots_busy"] == 0 => Ok(()),
-                workers => Err(format!("{workers:?}")),
-            });
+            busy.hive.the_worker("the slot is free", |worker| worker["slots_busy"] == 0);
             let took = begun.elapsed();
             busy.queen = Daemon::start(&busy.place, "queen serve", &["--listen", &address]);
-            busy.serves_again();
+            busy.queen.answers(&busy.model);
             assert_eq!(busy.queen.workers()[0]["worker_id"], busy.id);
             assert!(is_alive(busy.worker));
             took
@@ -212,27 +189,14 @@ fn a_hive_started_again_in_time_adopts_its_worker_with_the_model_loaded() {
             signal_pid(busy.hive.pid(), Signal::KILL);
             busy.hive.ended();
             busy.stream.rest().is_told();
-            busy.hive = hive(&busy.place, &busy.queen, "30s");
-            until("the worker is back and free", || match busy.queen.workers() {
-                workers
-                    if workers.len() == 1
-                        && workers[0]["state"] == "ready"
-                        && workers[0]["slots_busy"] == 0 =>
-                {
-                    Ok(())
-                }
-                workers => Err(format!("{workers:?}")),
+            busy.hive = hive(&busy.place, &busy.queen, &["--orphan-ttl", "30s"]);
+            let adopted = busy.queen.the_worker("the worker is back and free", |worker| {
+                worker["state"] == "ready" && worker["slots_busy"] == 0
             });
             let took = begun.elapsed();
-            busy.serves_again();
-            let adopted = &busy.queen.workers()[0];
-            assert_eq!(
-                (&adopted["worker_id"], adopted["pid"].as_i64().unwrap()),
-                (&busy.id, i64::from(busy.worker))
-            );
-            let logs = std::fs::read_dir(busy.place.state().join("logs")).unwrap().flatten();
-            let spawned = logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count();
-            assert_eq!(spawned, 1, "the model was loaded again");
+            busy.queen.answers(&busy.model);
+            assert_eq!((&adopted["worker_id"], pid_of(&adopted)), (&busy.id, busy.worker));
+            assert_eq!(busy.place.spawns(), 1, "the model was loaded again");
             took
         });
     });
@@ -248,8 +212,7 @@ fn a_killed_serve_is_followed_by_one_that_adopts_or_by_nothing() {
             let model = daemon.register(&place, None);
             let worker = daemon.spawn_roomy(&model)["pid"].clone();
             let killed = |mut daemon: Daemon| {
-                let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-                stream.take(5);
+                let mut stream = daemon.endless(&model);
                 signal_pid(daemon.pid(), Signal::KILL);
                 daemon.ended();
                 stream.rest().is_told();
@@ -260,7 +223,7 @@ fn a_killed_serve_is_followed_by_one_that_adopts_or_by_nothing() {
             killed(second);
             let third = start("30s");
             assert_eq!(third.workers()[0]["pid"], worker);
-            assert!(third.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+            third.answers(&model);
             drop(third);
             assert_eq!(place.processes(), []);
 

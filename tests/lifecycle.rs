@@ -1,5 +1,6 @@
 //! A worker's life beyond its first: crashes and restarts, pins, drains, and a hive that hands its workers to the next.
 
+use crate::support::fleet::{self, CHAT, fleet, pid_of, served};
 use crate::support::node::{
     Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, roomy, said, signal_pid, until,
 };
@@ -8,7 +9,6 @@ use rbee::wire::job::Terminator;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-const CHAT: &str = "/v1/chat/completions";
 /// Short, so that a test need not wait for seconds.
 const SOON: &[&str] = &["--restart-pause", "10ms"];
 /// So long that what happens meanwhile happens in the pause.
@@ -22,23 +22,11 @@ fn spawn(daemon: &Daemon, model: &str, more: Value) -> Value {
     daemon.job(&operation).done().clone()
 }
 
-fn pid_of(worker: &Value) -> i32 {
-    worker["pid"].as_i64().unwrap_or_else(|| panic!("no pid: {worker}")) as i32
-}
-
 /// Waits until a worker is ready again with another process than before.
 #[track_caller]
 fn again(daemon: &Daemon, id: &Value, before: i32) -> Value {
-    until("the worker is up again", || match daemon.workers() {
-        workers
-            if workers.len() == 1
-                && workers[0]["worker_id"] == *id
-                && workers[0]["state"] == "ready"
-                && workers[0]["pid"] != before =>
-        {
-            Ok(workers[0].clone())
-        }
-        workers => Err(format!("{workers:?}")),
+    daemon.the_worker("the worker is up again", |now| {
+        now["worker_id"] == *id && now["state"] == "ready" && now["pid"] != before
     })
 }
 
@@ -49,11 +37,6 @@ fn is_gone(daemon: &Daemon, id: &Value) -> Answer {
         answer if answer.status == 404 => Ok(answer),
         answer => Err(format!("{answer:?}")),
     })
-}
-
-fn worker_logs(place: &Place) -> usize {
-    let logs = std::fs::read_dir(place.state().join("logs")).unwrap().flatten();
-    logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count()
 }
 
 #[test]
@@ -87,7 +70,41 @@ fn a_pinned_worker_that_crashes_is_restarted_three_times_as_what_it_was_and_then
         assert_eq!(ends.len(), RESTARTS_MAX + 1, "{ends:?}");
         assert_eq!((&ends[0]["crashed"], &ends[0]["restart"]), (&json!(true), &Value::Null));
         assert!(!ends[0]["log"].as_array().unwrap().is_empty(), "the log's tail: {ends:?}");
-        assert_eq!(worker_logs(&place), 1, "one worker, one log, over all its lives");
+        assert_eq!(place.spawns(), 1, "one worker, one log, over all its lives");
+    });
+}
+
+#[test]
+fn a_worker_that_stands_still_is_ended_and_its_requests_are_told_or_moved() {
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        // Long enough for a busy machine, short enough for a test.
+        let daemon = Daemon::start(&place, "serve", &["--worker-silence", "4s"]);
+        let model = daemon.register(&place, None);
+        let first = spawn(&daemon, &model, json!({"ctx": 120_000}));
+        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
+        assert!(stream.next().unwrap().is_some());
+        signal_pid(pid_of(&first), Signal::STOP);
+        let mut told = Vec::new();
+        while let Ok(Some(event)) = stream.next() {
+            told.push(event.data);
+        }
+        let last = told.last().unwrap();
+        assert!(last.contains("WORKER_LOST") && !told.iter().any(|data| data == "[DONE]"), "{last}");
+        until("its process is gone", || match is_alive(pid_of(&first)) {
+            false => Ok(()),
+            true => Err("it stands".into()),
+        });
+        is_gone(&daemon, &first["worker_id"]);
+
+        // Before the first token nobody sees more of it than time.
+        let second = spawn(&daemon, &model, json!({}));
+        signal_pid(pid_of(&second), Signal::STOP);
+        let answer = daemon.post(CHAT, &chat(&model, 3, false));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(daemon.workers().iter().all(|worker| worker["worker_id"] != second["worker_id"]));
+        let ends = daemon.get(&format!("/v1/workers/{}", second["worker_id"].as_str().unwrap())).failure();
+        assert!(ends.message.contains("stood still"), "{ends}");
     });
 }
 
@@ -114,12 +131,7 @@ fn in_the_pause(place: &Place) -> (Daemon, Value) {
     let model = hive.register(place, None);
     let worker = spawn(&hive, &model, json!({"pin": true}));
     signal_pid(pid_of(&worker), Signal::KILL);
-    until("the crash is noticed", || match hive.workers() {
-        workers if workers.len() == 1 && workers[0]["state"] == "starting" && workers[0]["pid"].is_null() => {
-            Ok(())
-        }
-        workers => Err(format!("{workers:?}")),
-    });
+    hive.the_worker("the crash is noticed", |now| now["state"] == "starting" && now["pid"].is_null());
     (hive, worker["worker_id"].clone())
 }
 
@@ -141,7 +153,7 @@ fn a_spawn_that_waits_for_a_restart_and_is_cancelled_leaves_the_worker_to_be_res
         let (hive, id) = in_the_pause(&place);
         let spawn =
             json!({"operation": "worker_spawn", "model": hive.workers()[0]["model"], "slots": 2, "ctx": 512});
-        let job = hive.post("/v1/jobs", &spawn).json()["job_id"].as_str().unwrap().to_owned();
+        let job = hive.begin(&spawn);
         hive.post(&format!("/v1/jobs/{job}/cancel"), &json!({}));
         assert_eq!(hive.follow(&job).terminator, Terminator::Cancelled);
         assert_eq!((&hive.workers()[0]["worker_id"], &hive.workers()[0]["state"]), (&id, &json!("starting")));
@@ -156,7 +168,7 @@ fn a_hive_that_ends_in_the_pause_before_a_restart_starts_nothing_more() {
         let (hive, _) = in_the_pause(&place);
         assert!(hive.terminate().success());
         assert_eq!(place.processes(), []);
-        assert_eq!(worker_logs(&place), 1);
+        assert_eq!(place.spawns(), 1);
     });
 }
 
@@ -187,15 +199,6 @@ fn a_spawn_that_pins_a_running_worker_is_remembered_by_the_next_hive_which_resta
         assert_eq!(restarted["pinned"], true);
         assert!(hive.terminate().success());
     });
-}
-
-/// A queen and a hive called `one`.
-fn fleet(place: &Place, more: &[&str]) -> (Daemon, Daemon) {
-    let queen = Daemon::start(place, "queen serve", &[]);
-    let url = queen.url();
-    let hive = Daemon::start(place, "hive serve", &[&["--name", "one", "--queen", &url], more].concat());
-    queen.has_hives(1);
-    (queen, hive)
 }
 
 #[track_caller]
@@ -237,26 +240,21 @@ fn a_request_for_a_pinned_worker_that_is_being_restarted_waits_for_it_and_starts
         let model = queen.register(&place, None);
         let worker = spawn(&queen, &model, json!({"pin": true}));
         signal_pid(pid_of(&worker), Signal::KILL);
-        until("the queen knows that it is being restarted", || match queen.workers() {
-            workers if workers.len() == 1 && workers[0]["state"] == "starting" => Ok(()),
-            workers => Err(format!("{workers:?}")),
-        });
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        queen.the_worker("the queen knows that it is being restarted", |now| now["state"] == "starting");
+        queen.answers(&model);
         assert_eq!(queen.workers()[0]["worker_id"], worker["worker_id"]);
-        assert_eq!((queen.workers().len(), worker_logs(&place)), (1, 1));
+        assert_eq!((queen.workers().len(), place.spawns()), (1, 1));
     });
 }
 
 #[test]
 fn a_drain_finishes_what_runs_takes_nothing_new_and_ends_when_the_workers_have_stopped() {
     alone(|| {
-        const TOKENS: u32 = 1_500;
         let place = Place::with_model(&roomy());
         let (queen, _hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         queen.spawn_roomy(&model);
-        let mut stream = queen.stream(CHAT, &chat(&model, TOKENS, true));
-        stream.take(5);
+        let mut stream = queen.lasting(&model);
         std::thread::scope(|scope| {
             let drain = scope.spawn(|| place.rbee(&["hive", "drain", "one", "--queen", &queen.url()]));
             has_state(&queen, "draining");
@@ -264,13 +262,7 @@ fn a_drain_finishes_what_runs_takes_nothing_new_and_ends_when_the_workers_have_s
             assert_eq!((refused.status, refused.failure().code), (503, Code::ShuttingDown));
             let refused = queen.job(&json!({"operation": "worker_spawn", "model": model, "ctx": 256}));
             assert_eq!(refused.find("error").unwrap()["code"], "SHUTTING_DOWN", "{refused:?}");
-            let ended = stream.rest();
-            assert!(
-                ended.is_clean() && ended.events.len() > 100,
-                "{:?} {}",
-                ended.broken,
-                ended.events.len()
-            );
+            stream.is_finished();
             let drained = drain.join().unwrap();
             assert!(drained.status.success(), "{drained:?}");
         });
@@ -281,7 +273,7 @@ fn a_drain_finishes_what_runs_takes_nothing_new_and_ends_when_the_workers_have_s
         let undone = place.rbee(&["hive", "drain", "one", "--undo", "--queen", &queen.url()]);
         assert!(undone.status.success(), "{undone:?}");
         has_state(&queen, "online");
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        queen.answers(&model);
     });
 }
 
@@ -292,10 +284,9 @@ fn a_drain_that_is_cancelled_is_undone_and_what_ran_runs_on() {
         let (queen, _hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         let worker = queen.spawn_roomy(&model);
-        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
-        stream.take(5);
+        let mut stream = queen.endless(&model);
         let drain = json!({"operation": "hive_drain", "name": "one"});
-        let id = queen.post("/v1/jobs", &drain).json()["job_id"].as_str().unwrap().to_owned();
+        let id = queen.begin(&drain);
         has_state(&queen, "draining");
         let cancelled = queen.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
         assert_eq!((cancelled.status, &cancelled.json()["status"]), (200, &json!("cancelled")));
@@ -311,26 +302,23 @@ fn a_drain_that_is_cancelled_is_undone_and_what_ran_runs_on() {
 #[test]
 fn a_handover_finishes_the_stream_and_leaves_the_worker_to_the_next_hive_with_its_model_loaded() {
     alone(|| {
-        const TOKENS: u32 = 1_500;
         let place = Place::with_model(&roomy());
         let (queen, mut hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         let worker = queen.spawn_roomy(&model);
-        let mut stream = queen.stream(CHAT, &chat(&model, TOKENS, true));
-        stream.take(5);
+        let mut stream = queen.lasting(&model);
         let answer = hive.post("/v1/handover", &json!({}));
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.json()["workers"], json!([worker["worker_id"]]));
-        let ended = stream.rest();
-        assert!(ended.is_clean() && ended.events.len() > 100, "{:?} {}", ended.broken, ended.events.len());
+        stream.is_finished();
         assert!(hive.ended().success());
         assert!(is_alive(pid_of(&worker)));
 
-        let next = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
+        let next = fleet::hive(&place, &queen, &[]);
         let adopted = again(&queen, &worker["worker_id"], 0);
         assert_eq!(adopted["pid"], worker["pid"]);
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
-        assert_eq!(worker_logs(&place), 1, "the model was loaded again");
+        queen.answers(&model);
+        assert_eq!(place.spawns(), 1, "the model was loaded again");
         assert!(next.terminate().success());
         assert!(!is_alive(pid_of(&worker)));
     });
@@ -356,8 +344,7 @@ fn a_handover_may_be_asked_for_through_the_queen_and_without_a_next_hive_the_wor
 fn a_queen_and_hive_of_one_process_hand_over_to_the_next() {
     alone(|| {
         let place = Place::new();
-        let mut daemon = Daemon::start(&place, "serve", &["--name", "one"]);
-        let model = daemon.register(&place, None);
+        let (mut daemon, model) = served(&place, &["--name", "one"]);
         let worker = spawn(&daemon, &model, json!({"pin": true}));
         let answer = daemon.post("/v1/hives/one/v1/handover", &json!({}));
         assert_eq!(answer.status, 200, "{answer:?}");

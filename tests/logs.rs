@@ -1,6 +1,7 @@
 //! What daemons and workers say, and who is told: files that are kept, streams that follow, and no key in any of them.
 
-use crate::support::node::{Daemon, PATIENCE, Place, alone, chat, said, signal_pid, until};
+use crate::support::fleet::{Pair, served};
+use crate::support::node::{Daemon, PATIENCE, Place, alone, said, signal_pid, until};
 use rbee::http::sse::Event;
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
@@ -8,8 +9,6 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-
-const CHAT: &str = "/v1/chat/completions";
 
 fn log_line(event: &Event) -> Option<Value> {
     (event.name.as_deref() == Some("log")).then(|| serde_json::from_str(&event.data).unwrap())
@@ -42,30 +41,24 @@ fn has(lines: &[Value], node: &str, worker: Option<&str>, words: &str) -> bool {
 #[test]
 fn the_queen_tells_the_lines_of_the_whole_fleet_each_with_its_node_and_worker() {
     alone(|| {
-        let places = [Place::new(), Place::new()];
-        let queen = Daemon::start(&places[0], "queen serve", &["--name", "q"]);
+        let pair = Pair::start();
+        let Pair { queen, one, places, .. } = &pair;
         let url = queen.url();
-        let hive = |place: &Place, name: &str, address: &str| {
-            Daemon::start(place, "hive serve", &["--name", name, "--queen", &url, "--listen", address])
-        };
-        let one = hive(&places[0], "one", "127.0.0.2:0");
-        let _two = hive(&places[1], "two", "127.0.0.3:0");
-        queen.has_hives(2);
         let model = queen.register(&places[1], Some("two"));
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        queen.answers(&model);
         let worker = queen.workers()[0]["worker_id"].as_str().unwrap().to_owned();
 
-        let (lines, terminator) = whole(&queen, "/v2/logs");
+        let (lines, terminator) = whole(queen, "/v2/logs");
         assert_eq!(terminator, Some(Terminator::Done));
         assert!(has(&lines, "q", None, "hive connected"), "{lines:?}");
         assert!(has(&lines, "one", None, "listening") && has(&lines, "two", None, "linked"), "{lines:?}");
         assert!(lines.iter().any(|line| line["worker"] == *worker && line["node"] == "two"), "{lines:?}");
 
-        let (lines, _) = whole(&queen, "/v2/logs?node=one&tail=1");
+        let (lines, _) = whole(queen, "/v2/logs?node=one&tail=1");
         assert!(lines.len() == 1 && lines[0]["node"] == "one", "{lines:?}");
-        let (lines, _) = whole(&queen, &format!("/v2/logs?worker={worker}"));
+        let (lines, _) = whole(queen, &format!("/v2/logs?worker={worker}"));
         assert!(!lines.is_empty() && lines.iter().all(|line| line["worker"] == *worker), "{lines:?}");
-        let (direct, _) = whole(&one, "/v1/logs");
+        let (direct, _) = whole(one, "/v1/logs");
         assert!(has(&direct, "one", None, "listening"), "{direct:?}");
 
         assert_eq!(queen.get("/v2/logs?node=three").failure().code, Code::HiveNotFound);
@@ -90,9 +83,8 @@ fn the_queen_tells_the_lines_of_the_whole_fleet_each_with_its_node_and_worker() 
 fn a_log_is_followed_as_it_grows_and_over_the_end_of_a_worker() {
     alone(|| {
         let place = Place::new();
-        let daemon = Daemon::start(&place, "serve", &["--name", "one"]);
+        let (daemon, model) = served(&place, &["--name", "one"]);
         let url = daemon.url();
-        let model = daemon.register(&place, None);
         let mut follow = place.command(&["logs", "--follow", "--queen", &url]);
         let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
@@ -281,7 +273,7 @@ fn no_key_is_ever_in_a_log() {
         hive.use_key(KEY);
         queen.has_hives(1);
         let model = queen.register(&place, None);
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
+        queen.answers(&model);
         let lines = [whole(&queen, "/v2/logs?tail=1000").0, whole(&hive, "/v1/logs?tail=1000").0].concat();
         assert!(lines.len() > 10, "{lines:?}");
         let mut told = vec![queen.log(), hive.log(), serde_json::to_string(&lines).unwrap()];

@@ -1,9 +1,8 @@
 //! /metrics of queen and hive, read as strictly as Prometheus reads it.
 
+use crate::support::fleet::CHAT;
 use crate::support::node::{Daemon, Place, alone, chat, until};
 use std::collections::{BTreeMap, HashSet};
-
-const CHAT: &str = "/v1/chat/completions";
 
 /// A sample's name and labels, as written, to its value.
 type Samples = BTreeMap<String, f64>;

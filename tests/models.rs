@@ -1,12 +1,13 @@
 //! Models through the store, against a real server on loopback that misbehaves by script.
 
 use crate::support::gguf::{self, Tiny, tiny};
-use crate::support::hub::{self, Fault, TestHub};
-use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Limits, Recipe, Reference, Settings, Store, Stored};
+use crate::support::hub::{self, Fault, TestHub, places, recipe};
+use crate::support::node::RBEE;
+use crate::support::told::narration;
+use rbee::model::{Fetched, Hub, Limits, Recipe, Reference, Settings, Store, Stored};
 use rbee::pkgbuild::Places;
 use rbee::wire::job::{JobEvent, Receipt};
 use rbee::wire::{Code, Failure};
-use sha2::Digest as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -56,12 +57,7 @@ impl Scene {
     }
 
     fn narration(&self) -> String {
-        let told = self.told.lock().unwrap();
-        let lines = told.iter().filter_map(|event| match event {
-            JobEvent::Narration { message, .. } => Some(message.as_str()),
-            _ => None,
-        });
-        lines.collect::<Vec<_>>().join("\n")
+        narration(&self.told.lock().unwrap())
     }
 
     fn cache(&self) -> PathBuf {
@@ -93,15 +89,8 @@ fn open(dir: &Path, endpoint: &str, variables: &[(&str, &str)]) -> Store {
         "HF_ENDPOINT" => Some(endpoint.into()),
         _ => variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into()),
     });
-    let builds = Places {
-        work: dir.join("builds"),
-        sources: dir.join("sources"),
-        logs: dir.join("logs"),
-        trees: dir.join("run"),
-        env: std::env::vars().collect(),
-        rung_max: None,
-        shim: Some(env!("CARGO_BIN_EXE_rbee").into()),
-    };
+    let (env, shim) = (std::env::vars().collect(), Some(RBEE.into()));
+    let builds = Places { env, shim, ..places(dir) };
     let mut settings = Settings::new(dir.join("models"), hub.unwrap(), builds);
     settings.limits = Limits {
         hub_give_up: Duration::from_millis(500),
@@ -115,26 +104,6 @@ fn open(dir: &Path, endpoint: &str, variables: &[(&str, &str)]) -> Store {
 
 fn model() -> Vec<u8> {
     tiny(&Tiny::default())
-}
-
-fn recipe(bytes: &[u8]) -> Recipe {
-    let mut hasher = sha2::Sha256::new();
-    hasher.update(bytes);
-    Recipe {
-        id: "tiny".into(),
-        kind: Kind::Model,
-        name: "Tiny".into(),
-        description: "noise".into(),
-        license: "CC0-1.0".into(),
-        context: 2048,
-        size: bytes.len() as u64,
-        sha256: Digest::of(hasher),
-        file: hub::FILE.into(),
-        makedepends: Vec::new(),
-        hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
-        pkgbuild: "pkgname=tiny\npkgver=1\npkgrel=1\narch=(any)\npackage() { echo nothing here; false; }\n"
-            .into(),
-    }
 }
 
 #[tokio::test]

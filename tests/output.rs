@@ -4,7 +4,8 @@
 
 use crate::support::node::within;
 use crate::support::pidns;
-use crate::support::trees::{Ground, Holder, Mounted, also_as_nobody, block_on, launch, script, to_the_end};
+use crate::support::survivors::block_on;
+use crate::support::trees::{Ground, Holder, Mounted, also_as_nobody, launch, script, to_the_end};
 use rbee::process::{self, Confine, Exit, Output, Spec, remove_tree};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};

@@ -1,13 +1,13 @@
 //! A fleet over a real network, in namespaces: one queen, three hives. A hive is killed, a cable is cut one way and the
 //! other, and mended: what was lost is seen in time, what returns is whole again, and no worker is started twice.
 
+use crate::support::fleet::CHAT;
 use crate::support::network::Host;
 use crate::support::node::{Daemon, Place, chat, until, within};
 use crate::support::pidns;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
-const CHAT: &str = "/v1/chat/completions";
 const KEY: &str = "of-this-fleet";
 /// B6: a silent network is noticed in 5 s, and what a busy machine adds.
 const NOTICED_MAX: Duration = Duration::from_secs(10);
@@ -33,12 +33,6 @@ impl Node {
         let args = ["--name", &self.name, "--queen", &queen, "--listen", "127.0.0.1:7835"];
         let daemon = Daemon::try_start(&self.place, "hive serve", &args, &[("RBEE_API_KEY", KEY)]);
         self.daemon = Some(daemon.unwrap());
-    }
-
-    /// Worker processes that ever ran here: each has its log.
-    fn spawns(&self) -> usize {
-        let logs = std::fs::read_dir(self.place.state().join("logs")).unwrap().flatten();
-        logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count()
     }
 }
 
@@ -120,7 +114,7 @@ fn hives_that_are_killed_or_cut_off_are_missed_in_time_and_whole_again_when_they
     println!("a cable cut from a hive: missed after {missed:.2?}; mended, whole after {whole:.2?}");
 
     for node in &nodes {
-        assert_eq!(node.spawns(), 1, "{} has started a worker twice", node.name);
+        assert_eq!(node.place.spawns(), 1, "{} has started a worker twice", node.name);
     }
     for node in &mut nodes {
         assert!(node.daemon.take().unwrap().terminate().success());

@@ -1,14 +1,12 @@
 //! Where requests run: by memory, by what is loaded, by who came first; each refusal and each wait with its reason.
 
-use crate::builds::Shop;
 use crate::scripted;
+use crate::support::fleet::{CHAT, Full, Pair, served};
 use crate::support::gguf::{Tiny, tiny};
-use crate::support::node::{Daemon, ENDLESS, Place, alone, chat, roomy, until};
+use crate::support::node::{Daemon, Place, alone, chat, roomy, until};
 use rbee::wire::Code;
 use rbee::wire::fleet::now_ms;
 use serde_json::{Value, json};
-
-const CHAT: &str = "/v1/chat/completions";
 
 /// Too little for another worker beside one that fits.
 const SPARE_MEBIBYTES: u64 = 16;
@@ -23,8 +21,7 @@ fn spawn(daemon: &Daemon, model: &str, is_roomy: bool) -> Value {
 
 /// What one worker takes, in MiB, as its hive says.
 fn worker_mebibytes(place: &Place, is_roomy: bool) -> u64 {
-    let daemon = Daemon::start(place, "serve", &["--name", "measured"]);
-    let model = daemon.register(place, None);
+    let (daemon, model) = served(place, &["--name", "measured"]);
     let worker = spawn(&daemon, &model, is_roomy);
     let bytes = worker["memory_bytes"].as_u64().unwrap_or_else(|| panic!("{worker}"));
     assert!(daemon.terminate().success());
@@ -43,8 +40,7 @@ impl Narrow {
     fn start(options: &Tiny, is_roomy: bool) -> Narrow {
         let place = Place::with_model(options);
         let room = (worker_mebibytes(&place, is_roomy) + SPARE_MEBIBYTES).to_string();
-        let daemon = Daemon::start(&place, "serve", &["--name", "narrow", "--memory", &room]);
-        let one = daemon.register(&place, None);
+        let (daemon, one) = served(&place, &["--name", "narrow", "--memory", &room]);
         let second = place.path("second.gguf");
         std::fs::write(&second, tiny(options)).unwrap();
         let operation = json!({"operation": "model_download", "model": second.to_str().unwrap()});
@@ -66,14 +62,6 @@ impl Narrow {
     fn loaded(&self) -> Vec<String> {
         let workers = self.daemon.workers();
         workers.iter().map(|worker| worker["model"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn queued(&self, count: u64) {
-        until("so many wait", || {
-            let status = self.daemon.job(&json!({"operation": "status"}));
-            let queued = status.done()["queued"].clone();
-            if queued == count { Ok(()) } else { Err(queued.to_string()) }
-        });
     }
 }
 
@@ -97,11 +85,10 @@ fn a_worker_at_work_is_never_evicted_and_the_other_model_waits_for_it() {
     alone(|| {
         let narrow = Narrow::start(&roomy(), true);
         narrow.daemon.spawn_roomy(&narrow.one);
-        let mut first = narrow.daemon.stream(CHAT, &chat(&narrow.one, ENDLESS, true));
-        first.take(3);
+        let mut first = narrow.daemon.endless(&narrow.one);
         std::thread::scope(|scope| {
             let second = scope.spawn(|| narrow.daemon.post(CHAT, &chat(&narrow.two, 3, false)));
-            narrow.queued(1);
+            narrow.daemon.has_queued(1);
             let placement = narrow.daemon.get(&format!("/v1/placement?model={}", narrow.two)).json();
             assert_eq!(placement["decision"]["action"], "wait", "{placement}");
             assert_eq!(narrow.loaded(), [narrow.one.as_str()]);
@@ -131,10 +118,8 @@ fn a_model_that_everybody_wants_cannot_keep_another_out() {
                     }
                 });
             }
-            until("the popular one is at work", || match narrow.daemon.workers() {
-                workers if workers.iter().any(|worker| worker["slots_busy"] == 1) => Ok(()),
-                workers => Err(format!("{workers:?}")),
-            });
+            // The popular one is at work.
+            narrow.daemon.has_busy_slots(1);
             let second = narrow.daemon.post(CHAT, &chat(&narrow.two, 3, false));
             is_over.store(true, std::sync::atomic::Ordering::SeqCst);
             assert_eq!(second.status, 200, "{second:?}");
@@ -165,22 +150,12 @@ fn what_is_pinned_stays_and_the_refusal_says_what_is_needed_and_what_there_is() 
 #[test]
 fn a_model_whose_slots_stay_full_gets_another_worker_where_there_is_room() {
     alone(|| {
-        let places = [Place::with_model(&roomy()), Place::new()];
-        let queen = Daemon::start(&places[0], "queen serve", &[]);
-        let url = queen.url();
-        let hive = |place: &Place, name: &str| {
-            Daemon::start(place, "hive serve", &["--name", name, "--queen", &url])
-        };
-        let (_one, _two) = (hive(&places[0], "one"), hive(&places[1], "two"));
-        queen.has_hives(2);
+        let pair = Pair::at([Place::with_model(&roomy()), Place::new()]);
+        let Pair { queen, places, .. } = &pair;
         let model = queen.register(&places[0], Some("one"));
         assert_eq!(queen.register(&places[0], Some("two")), model);
-        let narrow = json!({
-            "operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000, "hive_id": "one",
-        });
-        queen.job(&narrow).done();
-        let mut first = queen.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
+        queen.spawn_roomy_at(Some("one"), &model);
+        let mut first = queen.endless(&model);
         // No slot becomes free: what answers this is the other hive's new worker.
         let second = queen.post(CHAT, &chat(&model, 3, false));
         assert_eq!(second.status, 200, "{second:?}");
@@ -195,12 +170,7 @@ fn a_model_whose_slots_stay_full_gets_another_worker_where_there_is_room() {
 #[test]
 fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
     alone(|| {
-        let place = Place::with_model(&roomy());
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
+        let Full { place: _place, daemon, model, mut answer, .. } = Full::start(&[]);
         let asked = |at: String| {
             let mut request = rbee::http::client::post(CHAT, &chat(&model, 3, false)).unwrap();
             request.headers_mut().insert("x-request-deadline", at.parse().unwrap());
@@ -211,18 +181,12 @@ fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
         let passed = asked("1".into());
         assert_eq!(passed.status, 408, "{passed:?}");
         assert_eq!(asked("soon".into()).status, 400);
-        let status = || daemon.job(&json!({"operation": "status"})).done()["queued"].clone();
-        assert_eq!(status(), 0, "the late one has left the queue");
-        let queued = |count: u64| {
-            until("so many wait", || match status() {
-                queued if queued == count => Ok(()),
-                queued => Err(queued.to_string()),
-            });
-        };
-        daemon.leave_after(CHAT, &chat(&model, 3, false), || queued(1));
-        queued(0);
-        first.take(3);
-        drop(first);
+        let status = daemon.job(&json!({"operation": "status"}));
+        assert_eq!(status.done()["queued"], 0, "the late one has left the queue");
+        daemon.leave_after(CHAT, &chat(&model, 3, false), || daemon.has_queued(1));
+        daemon.has_queued(0);
+        answer.take(3);
+        drop(answer);
         assert_eq!(daemon.post(CHAT, &chat(&model, 3, false)).status, 200);
     });
 }
@@ -231,11 +195,7 @@ fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
 fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
     alone(|| {
         let place = Place::new();
-        let shop = Shop::open(&place);
-        scripted::recipe(&shop);
-        let daemon = shop.hive(&place, &[]);
-        daemon.job(&json!({"operation": "worker_install", "worker_id": scripted::ID})).done();
-        let model = daemon.register(&place, None);
+        let (_shop, daemon, model) = scripted::served(&place, "", &[]);
         // Two of them, told apart by their slots.
         for slots in [1, 2] {
             let spawn = json!({

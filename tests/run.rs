@@ -1,7 +1,8 @@
 //! `rbee run` as a person uses it: nothing set up before, an answer on stdout after.
 
+use crate::support::fleet::served;
 use crate::support::models::{GEMMA3, real_model};
-use crate::support::node::{Daemon, Place, said, slow, until};
+use crate::support::node::{Daemon, Place, said, slow};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -241,8 +242,7 @@ fn the_openai_python_client_streams_through_the_queen() {
         Err(why) => return eprintln!("skipped: the openai package cannot be installed here: {why}"),
     };
     let place = Place::new();
-    let daemon = Daemon::start(&place, "serve", &[]);
-    let model = daemon.register(&place, None);
+    let (daemon, model) = served(&place, &[]);
     let program = r#"
 import sys, openai
 client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none")
@@ -275,8 +275,5 @@ print("streamed", usage.completion_tokens)
     assert!(output.status.success(), "{stderr}");
     let tokens: u32 = stdout.trim().strip_prefix("streamed ").unwrap().parse().unwrap();
     assert!((1..=8).contains(&tokens));
-    until("the worker is idle again", || match daemon.workers()[0]["slots_busy"].as_u64() {
-        Some(0) => Ok(()),
-        busy => Err(format!("{busy:?}")),
-    });
+    daemon.has_busy_slots(0);
 }

@@ -9,13 +9,11 @@ mod recipes;
 
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::Content;
-use crate::support::node::{Daemon, Place, said, until};
+use crate::support::node::{Daemon, Place, said};
 use serde_json::Value;
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-
-const CHAT: &str = "/v1/chat/completions";
 
 /// Somebody at a keyboard, whose commands ask this queen.
 struct Person<'p> {
@@ -154,34 +152,4 @@ impl Running {
 /// A model of the hub's that is like no other.
 fn published(seed: u64) -> Arc<Content> {
     Content::of(tiny(&Tiny { seed, endless: true, ..Tiny::default() }))
-}
-
-/// Worker processes that ever ran in a place: each has its log.
-fn spawns(place: &Place) -> usize {
-    let logs = std::fs::read_dir(place.state().join("logs")).into_iter().flatten().flatten();
-    logs.filter(|log| log.file_name().to_string_lossy().starts_with("worker-")).count()
-}
-
-#[track_caller]
-fn has_free_slots(daemon: &Daemon) {
-    until("every slot is free", || match daemon.workers() {
-        workers if workers.iter().all(|worker| worker["slots_busy"] == 0) => Ok(()),
-        workers => Err(format!("{workers:?}")),
-    });
-}
-
-#[track_caller]
-fn has_no_worker(daemon: &Daemon) {
-    until("no worker is left", || match daemon.workers() {
-        workers if workers.is_empty() => Ok(()),
-        workers => Err(format!("{workers:?}")),
-    });
-}
-
-#[track_caller]
-fn has_queued(daemon: &Daemon, count: u64) {
-    until(&format!("{count} wait"), || {
-        let status = daemon.job(&serde_json::json!({"operation": "status"})).done().clone();
-        if status["queued"] == count { Ok(()) } else { Err(status["queued"].to_string()) }
-    });
 }

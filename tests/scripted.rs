@@ -2,6 +2,7 @@
 //! request. It is this very executable, installed like any other project's server.
 
 use crate::builds::Shop;
+use crate::support::node::{Daemon, Place};
 use bytes::Bytes;
 use rbee::http::auth::Guard;
 use rbee::http::server::{Listener, Service, serve};
@@ -17,11 +18,21 @@ pub const ID: &str = "scripted-engine";
 /// Where it is to listen; without it this is no engine.
 const LISTEN: &str = "RBEE_SCRIPTED_LISTEN";
 
+/// A fleet of one where it is installed, and the place's model. It starts after `first`, a line of shell.
+pub fn served(place: &Place, first: &str, args: &[&str]) -> (Shop, Daemon, String) {
+    let shop = Shop::open(place);
+    recipe(&shop, first);
+    let daemon = shop.hive(place, args);
+    daemon.job(&json!({"operation": "worker_install", "worker_id": ID})).done();
+    let model = daemon.register(place, None);
+    (shop, daemon, model)
+}
+
 /// Puts it on a catalog's shelf.
-pub fn recipe(shop: &Shop) {
+pub fn recipe(shop: &Shop, first: &str) {
     let program = std::env::current_exe().unwrap();
     let test = "--exact scripted::engine --nocapture --test-threads=1 --include-ignored";
-    let engine = format!("#!/bin/sh\n{LISTEN}=$1 exec {} {test}\n", program.display());
+    let engine = format!("#!/bin/sh\n{first}\n{LISTEN}=$1 exec {} {test}\n", program.display());
     let package = format!(
         "package() {{\n  mkdir -p \"$pkgdir/bin\"\n  cat > \"$pkgdir/bin/engine\" <<'END'\n{engine}END\n  chmod 755 \"$pkgdir/bin/engine\"\n}}"
     );

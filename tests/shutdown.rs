@@ -1,29 +1,22 @@
 //! How daemons end in order: what runs is finished, nothing new is taken, nothing is left; and what `rbee run` starts, with
 //! and without --ephemeral.
 
-use crate::support::node::{Daemon, ENDLESS, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
+use crate::support::fleet::{CHAT, Full, fleet};
+use crate::support::node::{Daemon, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const CHAT: &str = "/v1/chat/completions";
 /// A second SIGTERM ends all within a worker's grace.
 const STOP_MAX: Duration = Duration::from_secs(6);
-
-fn hive(place: &Place, queen: &Daemon) -> Daemon {
-    let hive = Daemon::start(place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-    queen.has_hives(1);
-    hive
-}
 
 #[test]
 fn a_queen_that_shuts_down_finishes_the_stream_she_relays() {
     alone(|| {
         let place = Place::with_model(&roomy());
-        let mut queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = hive(&place, &queen);
+        let (mut queen, hive) = fleet(&place, &[]);
         finishes_its_stream(&place, &mut queen, |queen| queen.signal(Signal::TERM));
         assert!(queen.ended().success());
         assert!(hive.terminate().success());
@@ -34,8 +27,7 @@ fn a_queen_that_shuts_down_finishes_the_stream_she_relays() {
 fn a_hive_that_shuts_down_finishes_the_stream_and_its_worker_ends_with_it() {
     alone(|| {
         let place = Place::with_model(&roomy());
-        let mut queen = Daemon::start(&place, "queen serve", &[]);
-        let mut hive = hive(&place, &queen);
+        let (mut queen, mut hive) = fleet(&place, &[]);
         finishes_its_stream(&place, &mut queen, |_| hive.signal(Signal::TERM));
         assert!(hive.ended().success());
         assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
@@ -48,8 +40,7 @@ fn a_hive_that_shuts_down_drains_all_its_workers_at_once() {
     alone(|| {
         const TOKENS: u32 = 1_500;
         let place = Place::with_model(&roomy());
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let mut hive = hive(&place, &queen);
+        let (queen, mut hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         let spawn = |ctx: u32| {
             let operation = json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": ctx});
@@ -80,15 +71,11 @@ fn a_hive_that_shuts_down_drains_all_its_workers_at_once() {
 /// A stream through `asked` that a signal to some daemon does not cut short.
 #[track_caller]
 fn finishes_its_stream(place: &Place, asked: &mut Daemon, signal: impl FnOnce(&Daemon)) {
-    const TOKENS: u32 = 1_500;
     let model = asked.register(place, None);
     asked.spawn_roomy(&model);
-    let mut stream = asked.stream(CHAT, &chat(&model, TOKENS, true));
-    stream.take(5);
+    let mut stream = asked.lasting(&model);
     signal(asked);
-    let ended = stream.rest();
-    assert!(ended.is_clean(), "{:?} after {} events", ended.broken, ended.events.len());
-    assert!(ended.events.len() > 100, "it was over before the signal: {} events later", ended.events.len());
+    stream.is_finished();
 }
 
 #[test]
@@ -105,30 +92,20 @@ fn shutdown_finishes_the_running_stream() {
 #[test]
 fn a_daemon_that_shuts_down_takes_no_new_requests() {
     alone(|| {
-        let place = Place::with_model(&roomy());
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        stream.take(5);
+        let Full { place: _place, daemon, mut answer, .. } = Full::start(&[]);
         daemon.signal(Signal::TERM);
         until("the port is closed", || match std::net::TcpStream::connect(&daemon.address) {
             Err(_) => Ok(()),
             Ok(_) => Err("it still accepts".into()),
         });
-        stream.take(5);
+        answer.take(5);
     });
 }
 
 #[test]
 fn a_second_sigterm_stops_at_once() {
     alone(|| {
-        let place = Place::with_model(&roomy());
-        let mut daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
-        daemon.spawn_roomy(&model);
-        let mut stream = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        stream.take(5);
+        let Full { place, mut daemon, mut answer, .. } = Full::start(&[]);
         let begun = Instant::now();
         daemon.signal(Signal::TERM);
         until("the first is noticed", || {
@@ -136,7 +113,7 @@ fn a_second_sigterm_stops_at_once() {
             if log.contains("shutting down") { Ok(()) } else { Err(log) }
         });
         daemon.signal(Signal::TERM);
-        stream.rest().is_told();
+        answer.rest().is_told();
         let exit = daemon.ended();
         assert!(exit.success(), "{exit}");
         assert!(begun.elapsed() < STOP_MAX, "{:?}", begun.elapsed());

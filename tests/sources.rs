@@ -5,16 +5,17 @@ mod git;
 
 use crate::statics::authority;
 use crate::support::hub::{Fault, TestHub};
+use crate::support::origin::Folder;
+use crate::support::told::narration;
 use rbee::pkgbuild::checksum::Kind;
 use rbee::pkgbuild::fetch::{self, FetchOrder, Fetched, Kept, Stop};
 use rbee::pkgbuild::source::parse;
 use rbee::pkgbuild::trust::Trusted;
-use rbee::pkgbuild::{Errands, Limits, Origin, unpack};
+use rbee::pkgbuild::{Errands, Limits, unpack};
 use rbee::wire::job::{JobEvent, Receipt};
 use rbee::wire::{Code, Failure};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -36,22 +37,6 @@ struct Scene {
     cancel: CancellationToken,
     /// When so many bytes have come.
     cancel_at: Option<u64>,
-}
-
-/// Files beside the PKGBUILD.
-struct Beside(PathBuf);
-
-impl Origin for Beside {
-    fn file<'a>(
-        &'a self,
-        name: &'a str,
-        to: &'a Path,
-    ) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>> {
-        Box::pin(async move {
-            let copied = std::fs::copy(self.0.join(name), to);
-            copied.map(drop).map_err(|error| Failure::new(Code::NotFound, format!("{name}: {error}")))
-        })
-    }
 }
 
 impl Scene {
@@ -105,7 +90,7 @@ impl Scene {
         act: impl AsyncFnOnce(&FetchOrder<'_>, &(dyn Fn(JobEvent) + Send + Sync)) -> Result<T, Stop>,
     ) -> Result<T, Stop> {
         let (cache, work, recipe, processes) =
-            (self.path("cache"), self.path(work), Beside(self.path("recipe")), self.path("run"));
+            (self.path("cache"), self.path(work), Folder(self.path("recipe")), self.path("run"));
         let (trusted, never) = (Trusted::new(&self.trusted), CancellationToken::new());
         let shim = Path::new(env!("CARGO_BIN_EXE_rbee"));
         let order = FetchOrder {
@@ -139,12 +124,7 @@ impl Scene {
     }
 
     fn narration(&self) -> String {
-        let told = self.told.lock().unwrap();
-        let lines = told.iter().filter_map(|event| match event {
-            JobEvent::Narration { message, .. } => Some(message.as_str()),
-            _ => None,
-        });
-        lines.collect::<Vec<_>>().join("\n")
+        narration(&self.told.lock().unwrap())
     }
 
     /// Names in the cache without their keys, in order.

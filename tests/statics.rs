@@ -2,13 +2,11 @@
 //! asked glibc for them would die.
 
 use crate::support::gguf::{Tiny, tiny};
-use crate::support::hub::{self, TestHub};
+use crate::support::hub::{TestHub, places, recipe};
 use command_fds::{CommandFdExt, FdMapping};
 use rbee::http::client::{self, Target};
-use rbee::model::{Digest, Fetched, Hub, HubFile, Kind, Recipe, Settings, Store};
-use rbee::pkgbuild::Places;
+use rbee::model::{Fetched, Hub, Settings, Store};
 use serde_json::{Value, json};
-use sha2::Digest as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -227,33 +225,10 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
         "HF_HUB_CACHE" => Some(cache.clone().into()),
         _ => None,
     });
-    let builds = Places {
-        work: state.join("builds"),
-        sources: state.join("sources"),
-        logs: state.join("logs"),
-        trees: state.join("run"),
-        env: Vec::new(),
-        rung_max: None,
-        shim: None,
-    };
-    let mut settings = Settings::new(state.join("models"), hub.unwrap(), builds);
+    let mut settings = Settings::new(state.join("models"), hub.unwrap(), places(state));
     settings.limits.attempts_max = 1;
     let store = Store::open(settings).unwrap();
-    let recipe = Recipe {
-        id: "tiny".into(),
-        kind: Kind::Model,
-        name: "Tiny".into(),
-        description: "noise".into(),
-        license: "CC0-1.0".into(),
-        context: 2048,
-        size: bytes.len() as u64,
-        sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
-        hub: Some(HubFile { repo: hub::REPO.into(), revision: hub::REVISION.into(), file: hub::FILE.into() }),
-        file: hub::FILE.into(),
-        makedepends: Vec::new(),
-        pkgbuild: String::new(),
-    };
-    store.fetch_recipe(&recipe, &|_| {}, &CancellationToken::new()).await
+    store.fetch_recipe(&recipe(bytes), &|_| {}, &CancellationToken::new()).await
 }
 
 /// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.

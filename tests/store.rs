@@ -7,31 +7,33 @@ mod mend;
 mod removal;
 
 use crate::support::gguf::{Tiny, tiny};
+use crate::support::hub::places;
 use rbee::model::gguf;
 use rbee::model::{Digest, Hub, New, NewFile, Settings, Store, Stored};
-use rbee::pkgbuild::Places;
 use sha2::Digest as _;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER_COMMIT: &str = "fedcba9876543210fedcba9876543210fedcba98";
 const REPO: &str = "org/repo";
+const ID: &str = "hf:org/repo:Q4_K_M";
 
 /// A store with its folder of records and a hub's cache, both below `root`.
 fn open(root: &Path) -> Store {
     let cache = root.join("hub");
     std::fs::create_dir_all(&cache).unwrap();
     let hub = Hub::find(|name| (name == "HF_HUB_CACHE").then(|| cache.clone().into())).unwrap();
-    let builds = Places {
-        work: root.join("builds"),
-        sources: root.join("sources"),
-        logs: root.join("logs"),
-        trees: root.join("run"),
-        env: Vec::new(),
-        rung_max: None,
-        shim: None,
-    };
-    Store::open(Settings::new(root.join("models"), hub, builds)).unwrap()
+    Store::open(Settings::new(root.join("models"), hub, places(root))).unwrap()
+}
+
+/// A store of one model, [`ID`], and the link by which its file is used.
+fn stocked() -> (TempDir, Store, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let link = cached(dir.path(), COMMIT, "m.gguf", &model(1));
+    add(&store, ID, &[("m.gguf", &link)]);
+    (dir, store, link)
 }
 
 fn digest(bytes: &[u8]) -> Digest {

@@ -1,14 +1,12 @@
 //! The versioned worker API, workers that are retired or shut down, and the commands for it.
 
-use crate::support::gguf::Tiny;
+use crate::support::fleet::{CHAT, fleet, pid_of};
 use crate::support::node::{Daemon, ENDLESS, Place, alone, chat, freeze, roomy, said, signal_pid, until};
 use rbee::http::client;
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-const CHAT: &str = "/v1/chat/completions";
 
 /// A queen and a hive, with one worker that is ready.
 struct Ready {
@@ -21,10 +19,8 @@ struct Ready {
 
 impl Ready {
     fn start() -> Ready {
-        let place = Place::with_model(&Tiny { endless: true, ..roomy() });
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-        queen.has_hives(1);
+        let place = Place::with_model(&roomy());
+        let (queen, hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         assert_eq!(queen.post(CHAT, &chat(&model, 1, false)).status, 200);
         let worker = queen.workers()[0]["worker_id"].as_str().unwrap().to_owned();
@@ -37,15 +33,7 @@ impl Ready {
     }
 
     fn pid(&self) -> i32 {
-        self.queen.workers()[0]["pid"].as_i64().unwrap() as i32
-    }
-
-    #[track_caller]
-    fn has_no_worker(&self) {
-        until("the worker has gone", || match self.queen.workers() {
-            workers if workers.is_empty() => Ok(()),
-            workers => Err(format!("{workers:?}")),
-        });
+        pid_of(&self.queen.workers()[0])
     }
 }
 
@@ -116,7 +104,7 @@ fn a_retired_worker_finishes_what_it_is_at_takes_nothing_new_and_stops() {
         let (stdout, stderr) = said(&output);
         assert!(output.status.success() && stdout.contains(&format!("{other} is stopped")), "{stderr}");
         assert!(stderr.contains("takes no new requests"), "{stderr}");
-        ready.has_no_worker();
+        ready.queen.has_no_worker();
     });
 }
 
@@ -125,8 +113,7 @@ fn a_retirement_that_is_cancelled_puts_the_worker_back_to_work() {
     alone(|| {
         let ready = Ready::start();
         let Ready { queen, model, worker, .. } = &ready;
-        let mut answer = queen.stream(CHAT, &chat(model, ENDLESS, true));
-        answer.take(3);
+        let _answer = queen.endless(model);
         let told =
             queen.post("/v1/jobs", &json!({"operation": "active_worker_retire", "worker_id": worker})).json();
         until("it drains", || match queen.workers()[0]["state"].as_str() {
@@ -156,13 +143,12 @@ fn a_worker_is_shut_down_at_once_even_while_it_retires() {
     alone(|| {
         let ready = Ready::start();
         let Ready { queen, model, worker, .. } = &ready;
-        let mut answer = queen.stream(CHAT, &chat(model, ENDLESS, true));
-        answer.take(3);
+        let mut answer = queen.endless(model);
         assert_eq!(queen.post(&format!("/v1/workers/{worker}/retire"), &json!({})).status, 202);
         let told = queen.post("/v2/workers/shutdown", &json!({"worker_id": worker}));
         assert_eq!((told.status, &told.json()["success"]), (200, &json!(true)), "{told:?}");
         answer.rest().is_told();
-        ready.has_no_worker();
+        ready.queen.has_no_worker();
 
         let unknown = queen.post("/v2/workers/shutdown", &json!({"worker_id": worker}));
         assert_eq!((unknown.status, unknown.failure().code), (404, Code::WorkerNotFound));
@@ -191,7 +177,7 @@ fn stop_unloads_every_worker_of_a_model_by_any_of_its_names() {
         let (stdout, stderr) = said(&stopped);
         assert!(stopped.status.success(), "{stderr}");
         assert_eq!(stdout.matches(" is stopped").count(), 2, "{stdout}");
-        ready.has_no_worker();
+        ready.queen.has_no_worker();
     });
 }
 
@@ -218,10 +204,7 @@ fn a_task_streams_its_events_and_ends_with_its_reader() {
         stream.take(3);
         assert_eq!(queen.workers()[0]["slots_busy"], 1);
         drop(stream);
-        until("the slot is free", || match queen.workers()[0]["slots_busy"].as_u64() {
-            Some(0) => Ok(()),
-            busy => Err(format!("{busy:?}")),
-        });
+        queen.has_busy_slots(0);
 
         for (body, status, code) in [
             (json!({"model": model}), 400, Code::InvalidRequest),

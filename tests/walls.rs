@@ -1,7 +1,8 @@
 //! A confined tree reaches what it was given and nothing else, as root and as an ordinary user.
 
 use crate::support::pidns;
-use crate::support::trees::{self, Ground, Told, also_as_nobody, block_on, launch, script, to_the_end};
+use crate::support::survivors::block_on;
+use crate::support::trees::{self, Ground, Told, also_as_nobody, launch, script, to_the_end};
 use rbee::process::{Confine, Exit, Spec, Walls};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open, test_kill_process};
 use std::fs::Permissions;

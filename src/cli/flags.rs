@@ -134,6 +134,13 @@ pub static RESTART_PAUSE: Flag =
     Flag::new("restart-pause", Duration, "DURATION", "before a pinned worker's first restart").hidden();
 pub static LOADING_SILENCE: Flag =
     Flag::new("loading-silence", Duration, "DURATION", "how long a load may show no progress").hidden();
+pub static WORKER_SILENCE: Flag =
+    Flag::new("worker-silence", Duration, "DURATION", "how long a worker at work may not say that it lives")
+        .hidden();
+pub static DOWNLOAD_SILENCE: Flag =
+    Flag::new("download-silence", Duration, "DURATION", "how long a download may bring no byte").hidden();
+pub static DRAIN_MAX: Flag =
+    Flag::new("drain-max", Duration, "DURATION", "how long what runs may take to finish at the end").hidden();
 pub static DETACH: Flag = Flag::new("detach", Switch, "", "leave the terminal's session").hidden();
 pub static NOTIFY_FD: Flag = Flag::new("notify-fd", FD, "N", "say here when ready").hidden();
 pub static LEASE_FD: Flag = Flag::new("lease-fd", FD, "N", "end when this closes").hidden();
@@ -278,6 +285,9 @@ pub static SERVE_FLAGS: &[&Flag] = &[
     &ORPHAN_TTL,
     &RESTART_PAUSE,
     &LOADING_SILENCE,
+    &WORKER_SILENCE,
+    &DOWNLOAD_SILENCE,
+    &DRAIN_MAX,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,
@@ -291,8 +301,18 @@ pub static SERVE_FLAGS: &[&Flag] = &[
 ];
 
 /// Of `queen serve`, and of `queen start`, which passes them on.
-pub static QUEEN_FLAGS: &[&Flag] =
-    &[&LISTEN_QUEEN, &NAME, &QUEUE, &QUEUE_WAIT, &IDLE_TTL, &LOG_FORMAT, &DETACH, &NOTIFY_FD, &LEASE_FD];
+pub static QUEEN_FLAGS: &[&Flag] = &[
+    &LISTEN_QUEEN,
+    &NAME,
+    &QUEUE,
+    &QUEUE_WAIT,
+    &IDLE_TTL,
+    &DRAIN_MAX,
+    &LOG_FORMAT,
+    &DETACH,
+    &NOTIFY_FD,
+    &LEASE_FD,
+];
 
 pub static HIVE_FLAGS: &[&Flag] = &[
     &LISTEN_HIVE,
@@ -303,6 +323,9 @@ pub static HIVE_FLAGS: &[&Flag] = &[
     &ORPHAN_TTL,
     &RESTART_PAUSE,
     &LOADING_SILENCE,
+    &WORKER_SILENCE,
+    &DOWNLOAD_SILENCE,
+    &DRAIN_MAX,
     &CONTAINMENT,
     &MODELS_DIR,
     &MEMORY,

@@ -6,6 +6,7 @@ use crate::hive::foreign::{self, Endpoint};
 use crate::hive::logs;
 use crate::hive::supervise::{Start, WORKER_GRACE};
 use crate::hive::workers::{Note, Settings, Workers};
+use crate::http::pool::Pool;
 use crate::process::{self, LISTENER_FD, SHIM_PIPE_FD, Spec, Tree};
 use crate::wire::Failure;
 use crate::wire::catalog::Serve;
@@ -61,7 +62,7 @@ pub(super) async fn launch(
     spec.note = serde_json::to_value(note).map_err(|error| failed(&error))?;
     if let Some(endpoint) = &endpoint {
         let target = endpoint.target().map_err(|error| failed(&error))?;
-        workers.update(id, |worker| worker.target = target);
+        workers.update(id, |worker| worker.pool = Pool::new(target));
     }
     let launched = process::launch(&settings.shims, spec, listener).await;
     if launched.is_err()

@@ -29,6 +29,9 @@ pub const LINK_SETTLED: Duration = Duration::from_secs(10);
 pub const TICK: Duration = Duration::from_secs(1);
 /// How often free memory is looked at again.
 pub const DEVICES_EVERY: Duration = Duration::from_secs(10);
+/// How often a queen hears of nothing but how busy workers are: she counts her own requests herself, and hundreds of them
+/// a second would cost two frames each.
+pub const BUSY_TOLD_EVERY: Duration = Duration::from_millis(10);
 /// What a queen asks for telemetry with, by the versions that she understands; the first had no such word.
 const VERSION_PARAMETER: &str = "version";
 /// Frames that wait for a queen who reads slowly.
@@ -180,6 +183,9 @@ impl Teller {
         // On its own, too: a vendor's tool may take longer than a queen bears silence.
         let mut asking: Option<JoinHandle<Vec<Device>>> = None;
         let mut draining = hive.shutdown.is_draining();
+        let mut told_essence = hive.workers.essence();
+        let mut told_workers = Instant::now();
+        let mut is_untold = false;
         loop {
             if draining && hive.workers.infos().is_empty() {
                 return Ok(());
@@ -192,8 +198,19 @@ impl Teller {
                     self.send(TelemetryV2::Draining(true)).await?;
                 }
                 _ = drained.changed() => self.send(TelemetryV2::Draining(hive.is_draining())).await?,
+                () = tokio::time::sleep_until(told_workers + BUSY_TOLD_EVERY), if is_untold => {
+                    is_untold = false;
+                    told_workers = Instant::now();
+                    self.send(TelemetryV2::Workers(self.workers())).await?;
+                }
                 _ = workers.changed() => {
-                    workers.borrow_and_update();
+                    workers.mark_unchanged();
+                    let essence = hive.workers.essence();
+                    if essence == told_essence && told_workers.elapsed() < BUSY_TOLD_EVERY {
+                        is_untold = true;
+                        continue;
+                    }
+                    (told_essence, told_workers, is_untold) = (essence, Instant::now(), false);
                     self.send(TelemetryV2::Workers(self.workers())).await?;
                     // Who came or went has taken or given memory.
                     if holders != self.holders() {

@@ -12,6 +12,7 @@ mod handover;
 mod heartbeats;
 mod launching;
 mod link;
+mod liveness;
 mod logs;
 mod metrics;
 mod models;
@@ -49,7 +50,7 @@ use workers::Workers;
 
 pub use launching::environment as worker_environment;
 pub use routes::{Routes, TABLE};
-pub use workers::{LOADING_SILENCE_MAX, Settings as WorkerSettings};
+pub use workers::{LOADING_SILENCE_MAX, Settings as WorkerSettings, WORKER_SILENCE_MAX};
 
 /// What a hive is told at its start.
 #[derive(Debug, Clone)]

@@ -125,6 +125,10 @@ where
         let event = format!("\n\ndata: {}\n\n", failure.body(&self.request_id));
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use crate::model::gguf::Header;
 use crate::model::memory::{Shape, estimate};
+use crate::model::smaller::fitting;
 use crate::wire::fleet::{Device, ModelNeeds, ShapeNeeds};
 use crate::wire::operation::WorkerSpawn;
 use crate::wire::{Code, Failure};
@@ -84,15 +85,23 @@ fn too_big(want: &WorkerSpawn, wished: u64, least: u64, device: &Device, header:
     // What was asked for may be more than it takes.
     let any = WorkerSpawn::of(want.model.as_str());
     let fits = shapes(&any, header).into_iter().find(|shape| needed_bytes(header, *shape) <= available);
+    // What is not weights stays about the same.
+    let beside = least.saturating_sub(header.weights_bytes);
+    let room = available.saturating_sub(beside);
+    let smaller = fitting(&format!("{}:{}", want.model, header.quantization), header.weights_bytes, room);
     let advice = match fits {
         Some((slots, ctx)) => format!("it would fit with --slots {slots} --ctx {ctx}"),
-        None if header.weights_bytes > available => {
-            format!(
-                "its weights alone are {} MiB: take a smaller quantisation or a smaller model, or stop another worker",
+        None => match smaller {
+            Some((label, bytes)) => format!(
+                "the smaller quantisation {label} would fit (about {} MiB of weights instead of {}); or stop another worker",
+                mib(bytes),
                 mib(header.weights_bytes)
-            )
-        }
-        None => "take a smaller quantisation or a smaller model, or stop another worker".into(),
+            ),
+            None => format!(
+                "its weights are {} MiB: take a smaller quantisation or a smaller model, or stop another worker",
+                mib(header.weights_bytes)
+            ),
+        },
     };
     Failure::new(
         Code::InsufficientMemory,
@@ -105,6 +114,7 @@ fn too_big(want: &WorkerSpawn, wished: u64, least: u64, device: &Device, header:
     .with(json!({
         "needed_bytes": wished, "needed_bytes_min": least, "available_bytes": available, "device": id,
         "fits": fits.map(|(slots, ctx)| json!({"slots": slots, "ctx": ctx})),
+        "fits_quantization": smaller.filter(|_| fits.is_none()).map(|(label, _)| label),
     }))
 }
 
@@ -196,6 +206,11 @@ mod tests {
         assert_eq!(failure.details["available_bytes"], full - 1);
         let tiny = plan(&want(), &header(), &device(50 * MIB)).unwrap_err();
         assert!(tiny.message.contains("smaller"), "{}", tiny.message);
+        let large = Header { quantization: "Q8_0".into(), ..header() };
+        let beside = needed_bytes(&large, (1, CTX_MIN)) - large.weights_bytes;
+        let refused = plan(&want(), &large, &device(beside + 60 * MIB)).unwrap_err();
+        assert_eq!(refused.details["fits_quantization"], "Q4_K_M", "{}", refused.message);
+        assert!(refused.message.contains("Q4_K_M would fit"), "{}", refused.message);
         let beyond = WorkerSpawn { ctx: Some(4_096), ..want() };
         assert_eq!(code(plan(&beyond, &header(), &device(64 << 30))), Code::InvalidRequest);
     }

@@ -5,7 +5,7 @@ use crate::hive::speed::Meter;
 use crate::hive::{Hive, handover, heartbeats, link, logs, metrics, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
-use crate::http::{Peer, Request, Response, client, relay, reply, request};
+use crate::http::{Peer, Request, Response, relay, reply, request};
 use crate::job::routes as jobs;
 use crate::wire::fleet::{Health, now_ms};
 use crate::wire::job::{JOB_ID_HEADER, JobId};
@@ -164,11 +164,11 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     let busy = is_generating.then(|| hive.workers.busy(id));
     let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
     // An engine that is not ours is watched from here.
-    let is_watched = is_generating && !worker.target.is_unix();
+    let is_watched = is_generating && !worker.pool.target().is_unix();
     let patience = is_watched.then(|| Patience::new(request.header(DEADLINE_HEADER), now_ms()));
     let request_id = request.id.clone();
     let forwarded = request.forward(&format!("/{rest}{query}"))?;
-    let asking = client::send(&worker.target, forwarded);
+    let asking = worker.pool.send(forwarded);
     let answer = match patience {
         Some(patience) => patience.head(asking).await?,
         None => asking.await,
@@ -180,7 +180,7 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
         )
     })?;
     let Some(busy) = busy else { return Ok(relay::relay(answer, relay::Unwatched, ())) };
-    let weights = hive.store.get(&worker.info.model).map_or(0, |model| model.size_bytes);
+    let weights = hive.needs.known(&worker.info.model).map_or(0, |needs| needs.weights_bytes);
     let (workers, own) = (hive.workers.clone(), id.to_owned());
     let is_alone = move || workers.get(&own).is_ok_and(|worker| worker.info.slots_busy == 1);
     let meter = Meter::new(hive.speeds.clone(), worker.info.device, weights, is_alone);

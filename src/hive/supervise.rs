@@ -8,6 +8,7 @@ use crate::hive::ends::{Crash, Ended};
 use crate::hive::engines::Engine;
 use crate::hive::foreign::{self, Endpoint};
 use crate::hive::launching::launch;
+use crate::hive::liveness;
 use crate::hive::logs;
 use crate::hive::restarts::{RESTARTS_MAX, Restarts};
 use crate::hive::workers::{Worker, Workers};
@@ -53,6 +54,7 @@ enum Event {
     Asked(Order),
     Loaded(Result<(), Failure>),
     Idle,
+    Frozen,
     HiveStops,
 }
 
@@ -267,6 +269,8 @@ impl Life {
                 Some(order) = orders.recv() => Event::Asked(order),
                 outcome = async { loading.as_mut().expect("guarded by the condition").await }, if loading.is_some() => Event::Loaded(outcome),
                 () = idle(workers, id), if loading.is_none() => Event::Idle,
+                // Another project's engine is watched request by request; see `patience`.
+                () = liveness::frozen(workers, id), if loading.is_none() && endpoint.is_none() => Event::Frozen,
                 () = shutdown.drained() => Event::HiveStops,
             };
             let served = serving_since.map(|since| since.elapsed());
@@ -305,6 +309,11 @@ impl Life {
                     end_in_order(workers, id, tree, Duration::ZERO, None).await;
                     let why = format!("worker {id} was stopped for being idle");
                     return End::Over(Failure::new(Code::WorkerLost, why));
+                }
+                Event::Frozen => {
+                    workers.update(id, |worker| worker.info.state = WorkerState::Failed);
+                    tree.stop(Duration::ZERO).await;
+                    return End::Crash { failure: with_log(liveness::failure(workers, id), tree), served };
                 }
                 Event::HiveStops if workers.is_handing_over() => {
                     workers.update(id, |worker| worker.info.state = WorkerState::Draining);
@@ -368,12 +377,12 @@ async fn well(
 
 /// Follows the worker's own loading stream to its end.
 async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) -> Result<(), Failure> {
-    let (target, silence) = (workers.get(&id)?.target, workers.settings().loading_silence);
+    let (pool, silence) = (workers.get(&id)?.pool, workers.settings().loading_silence);
     let lost = |error: &dyn std::fmt::Display| {
         Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"))
     };
     let ask = client::get("/v1/loading/progress").map_err(|error| Failure::internal(&error))?;
-    let answer = client::send(&target, ask).await.map_err(|error| lost(&error))?;
+    let answer = pool.send(ask).await.map_err(|error| lost(&error))?;
     let mut events = sse::Reader::new(answer.into_body());
     loop {
         let event = match tokio::time::timeout(silence, events.next()).await {

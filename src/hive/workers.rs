@@ -7,6 +7,7 @@ use crate::hive::engines::Engine;
 use crate::hive::foreign::Endpoint;
 use crate::hive::supervise::{self, Held, Life, Order, Phase, Start};
 use crate::http::client::Target;
+use crate::http::pool::Pool;
 use crate::process::{self, Tree};
 use crate::shutdown::Shutdown;
 use crate::wire::fleet::{WorkerInfo, WorkerState, now_ms};
@@ -15,6 +16,7 @@ use crate::wire::operation::WorkerSpawn;
 use crate::wire::{Code, Failure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +29,9 @@ use tokio_util::sync::CancellationToken;
 pub const WORKERS_MAX: usize = 256;
 /// B12: loading may take long, but must move.
 pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// B14: how long a worker at work may leave the question unanswered whether it lives. Its answer does not wait for what it
+/// computes, and its requests' own limit is a minute.
+pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(40);
 
 /// What a hive was told about its workers.
 #[derive(Debug, Clone)]
@@ -41,6 +46,8 @@ pub struct Settings {
     pub restart_pause: Duration,
     /// B12: how long a load may show no progress.
     pub loading_silence: Duration,
+    /// B14: how long a worker at work may not say that it lives.
+    pub worker_silence: Duration,
     /// The strongest rung of the containment ladder that is used; the node's best if not said.
     pub rung_max: Option<String>,
     /// What workers get of this process's environment.
@@ -69,7 +76,8 @@ pub struct Worker {
     pub info: WorkerInfo,
     /// What its engine computes on; `info.worker` says which engine that is.
     pub kind: String,
-    pub target: Target,
+    /// The way to ask it.
+    pub pool: Arc<Pool>,
     /// When it was last asked something, on the clock that does not jump.
     pub used: Instant,
     /// It was ready once, in whatever life.
@@ -120,6 +128,16 @@ impl Workers {
 
     pub fn infos(&self) -> Vec<WorkerInfo> {
         self.table.borrow().values().map(|worker| worker.info.clone()).collect()
+    }
+
+    /// A number that stays the same as long as nothing has changed but how busy workers are.
+    pub fn essence(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for Worker { info, .. } in self.table.borrow().values() {
+            let state = if info.state.serves() { WorkerState::Ready } else { info.state };
+            (&info.worker_id, state.name(), info.pid, info.pinned, info.memory_bytes).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     pub fn settings(&self) -> &Settings {
@@ -173,7 +191,7 @@ impl Workers {
         let worker = Worker {
             info: info.clone(),
             kind: plan.engine.kind.clone(),
-            target: Target::unix(&socket),
+            pool: Pool::new(Target::unix(&socket)),
             used: Instant::now(),
             has_served: false,
             log: Arc::default(),
@@ -352,7 +370,7 @@ impl Workers {
         let worker = Worker {
             kind: note.kind.unwrap_or_else(|| info.worker.clone()),
             info,
-            target,
+            pool: Pool::new(target),
             used: Instant::now(),
             has_served: true,
             log,

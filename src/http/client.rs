@@ -1,5 +1,5 @@
-//! A small client: one connection a request, over TCP, TLS or a socket file. Streams live as long as their connection,
-//! so a pool would save microseconds on loopback and cost the whole class of errors that a stale connection brings.
+//! A small client: one connection a request, over TCP, TLS or a socket file. Streams live as long as their connection;
+//! where requests come by the hundred, `pool` keeps connections.
 
 use crate::http::{Body, public, reply, resolve, tls};
 use crate::keys::LocalKey;
@@ -169,6 +169,7 @@ pub async fn send(
 }
 
 /// A connection that can be asked again when an answer was read to its end. It lasts while it or an answer's body is held.
+#[derive(Debug)]
 pub struct Connection {
     target: Target,
     sender: hyper::client::conn::http1::SendRequest<Body>,
@@ -194,6 +195,32 @@ impl Connection {
         &mut self,
         mut request: http::Request<Body>,
     ) -> Result<http::Response<Incoming>, ClientError> {
+        self.address(&mut request)?;
+        let asking = |e| ClientError::Exchange(self.target.to_string(), e);
+        self.sender.ready().await.map_err(asking)?;
+        self.sender.send_request(request).await.map_err(asking)
+    }
+
+    /// The same over a connection that the server may have closed meanwhile: what it did not take comes back.
+    pub async fn try_send(
+        &mut self,
+        mut request: http::Request<Body>,
+    ) -> Result<Result<http::Response<Incoming>, http::Request<Body>>, ClientError> {
+        self.address(&mut request)?;
+        if self.sender.ready().await.is_err() {
+            return Ok(Err(request));
+        }
+        match self.sender.try_send_request(request).await {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) => Ok(Err(unsent)),
+                None => Err(ClientError::Exchange(self.target.to_string(), error.into_error())),
+            },
+        }
+    }
+
+    /// Says to whom it goes, and shows the key.
+    fn address(&self, request: &mut http::Request<Body>) -> Result<(), ClientError> {
         let target = &self.target;
         let host = HeaderValue::from_str(&target.host_header())
             .map_err(|_| ClientError::BadTarget(target.to_string()))?;
@@ -204,9 +231,7 @@ impl Connection {
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);
         }
-        let asking = |e| ClientError::Exchange(target.to_string(), e);
-        self.sender.ready().await.map_err(asking)?;
-        self.sender.send_request(request).await.map_err(asking)
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ pub mod client;
 pub mod heartbeats;
 pub mod link;
 pub mod metrics;
+pub mod pool;
 pub mod public;
 pub mod range;
 pub mod relay;

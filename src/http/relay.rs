@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -44,18 +44,59 @@ where
     W: Watcher,
     H: Send + 'static,
 {
-    let (mut head, body) = answer.into_parts();
+    let (mut head, mut body) = answer.into_parts();
+    let mut watcher = watcher;
     for name in HOP_BY_HOP {
         head.headers.remove(*name);
     }
     head.version = http::Version::default();
     head.extensions.clear();
     let (sender, frames) = mpsc::channel(FRAMES_PENDING_MAX);
-    tokio::spawn(async move {
-        pass(body, sender, watcher).await;
-        drop(held);
-    });
+    // A short answer is there as a whole, and goes on with its head in one write.
+    if !pass_what_is_there(&mut body, &sender, &mut watcher) {
+        tokio::spawn(async move {
+            pass(body, sender, watcher).await;
+            drop(held);
+        });
+    }
     Response::from_parts(head, Relayed { frames }.boxed_unsync())
+}
+
+/// Takes over what needs no waiting. Tells whether that was all.
+fn pass_what_is_there<B>(body: &mut B, client: &mpsc::Sender<Item>, watcher: &mut impl Watcher) -> bool
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    while let Ok(place) = client.try_reserve() {
+        // Whoever waits for what is still to come asks again.
+        match Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => return false,
+            Poll::Ready(None) => return true,
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(bytes) = frame.data_ref() {
+                    watcher.piece(bytes);
+                }
+                place.send(Ok(frame));
+            }
+            Poll::Ready(Some(Err(error))) => {
+                place.send(last_word(error.into(), watcher));
+                return true;
+            }
+        }
+        if body.is_end_stream() {
+            return true;
+        }
+    }
+    false
+}
+
+/// What a client is told when the source broke off: in good order why, and that no [DONE] follows, or just as broken.
+fn last_word(error: BoxError, watcher: &mut impl Watcher) -> Item {
+    match watcher.broken(&error) {
+        Some(bytes) => Ok(Frame::data(bytes)),
+        None => Err(error),
+    }
 }
 
 async fn pass<B>(mut body: B, client: mpsc::Sender<Item>, mut watcher: impl Watcher)
@@ -77,17 +118,12 @@ where
                 Ok(frame)
             }
             Some(Err(error)) => {
-                let error = error.into();
-                if let Some(bytes) = watcher.broken(&error) {
-                    // Sent in good order: the client reads why, and that no [DONE] follows.
-                    let _ = client.send_timeout(Ok(Frame::data(bytes)), STALL_MAX).await;
-                    return;
-                }
-                Err(error)
+                // Whether the client is still there no longer matters.
+                let _ = client.send_timeout(last_word(error.into(), &mut watcher), STALL_MAX).await;
+                return;
             }
         };
-        let last = item.is_err();
-        if client.send_timeout(item, STALL_MAX).await.is_err() || last {
+        if client.send_timeout(item, STALL_MAX).await.is_err() || body.is_end_stream() {
             return;
         }
     }
@@ -104,11 +140,17 @@ impl http_body::Body for Relayed {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         self.frames.poll_recv(cx)
     }
+
+    /// Known early, the end goes with the last piece.
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_closed() && self.frames.is_empty()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body::Body as _;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -129,6 +171,17 @@ mod tests {
         while !freed.load(Ordering::SeqCst) {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_goes_on_at_once_and_frees_what_was_held() {
+        let (source, frames) = mpsc::channel::<Item>(2);
+        source.try_send(Ok(Frame::data(Bytes::from_static(b"whole")))).unwrap();
+        drop(source);
+        let freed = Arc::new(AtomicBool::new(false));
+        let body = relay(http::Response::new(Relayed { frames }), Unwatched, Held(freed.clone())).into_body();
+        assert!(freed.load(Ordering::SeqCst) && !body.is_end_stream());
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
     }
 
     #[tokio::test]

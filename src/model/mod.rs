@@ -19,6 +19,7 @@ pub mod names;
 mod pick;
 mod recipe;
 mod reference;
+pub mod smaller;
 mod store;
 
 pub use crate::download::Limits;

@@ -22,8 +22,6 @@ const PROJECTOR: &str = "mmproj";
 const IMPORTANCE: &str = "imatrix";
 /// Parts of one model; llama.cpp has no more either.
 pub const PARTS_MAX: usize = 1_000;
-/// Named in a message; the rest is counted.
-const NAMED_MAX: usize = 30;
 
 /// A file as the hub lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,13 +245,11 @@ fn kind_of(path: &str) -> Option<fn(String) -> PickError> {
     }
 }
 
+/// The commonest choices first.
 pub fn listed(names: impl Iterator<Item = String>) -> String {
     let mut names: Vec<String> = names.collect();
     names.sort_by_key(|name| (rank(name), name.clone()));
-    let more = names.len().saturating_sub(NAMED_MAX);
-    names.truncate(NAMED_MAX);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", names.join(", "))
+    crate::wire::failure::listed(names)
 }
 
 #[cfg(test)]

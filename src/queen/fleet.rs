@@ -1,9 +1,11 @@
 //! What the queen knows of her hives at one instant. A snapshot costs nothing to take: hives and index are shared until
-//! the next change. The index tells who has a model without a look at every hive.
+//! the next change. The index tells who has a model without a look at every hive, and what placement needs of each is
+//! worked out when it changes.
 
 use crate::http::link::Caller;
 use crate::model::is_name;
 use crate::model::names::{self, Known};
+use crate::queen::placement::{Holder, Site};
 use crate::wire::fleet::{Device, HiveInfo, WorkerInfo};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,8 +23,10 @@ pub struct Hive {
     devices: Vec<Device>,
     /// Workers that served already when that was.
     counted: BTreeSet<String>,
-    /// The models it is found by in the index.
-    indexed: BTreeSet<String>,
+    /// What placement needs of `info`.
+    site: Site,
+    /// The models it is found by in the index, each with the place of its needs.
+    indexed: BTreeMap<String, Option<usize>>,
 }
 
 impl Hive {
@@ -30,7 +34,8 @@ impl Hive {
         let mut hive = Hive {
             devices: Vec::new(),
             counted: BTreeSet::new(),
-            indexed: BTreeSet::new(),
+            site: Site::default(),
+            indexed: BTreeMap::new(),
             info,
             caller,
             link,
@@ -66,12 +71,81 @@ impl Hive {
     }
 }
 
+/// The hives, by their names; each keeps its number as long as it is linked.
+#[derive(Debug, Clone, Default)]
+pub struct Hives {
+    numbers: Arc<BTreeMap<String, usize>>,
+    numbered: Arc<Vec<Option<Arc<Hive>>>>,
+}
+
+impl Hives {
+    fn number(&self, number: usize) -> Option<&Arc<Hive>> {
+        self.numbered.get(number)?.as_ref()
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Arc<Hive>> {
+        self.number(*self.numbers.get(name)?)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Arc<Hive>)> + Clone {
+        self.numbers.iter().filter_map(|(name, number)| Some((name, self.number(*number)?)))
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.numbers.keys()
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Arc<Hive>> + Clone {
+        self.iter().map(|(_, hive)| hive)
+    }
+
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.numbers.contains_key(name)
+    }
+
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    fn insert(&mut self, name: &str, hive: Hive) -> usize {
+        let numbered = Arc::make_mut(&mut self.numbered);
+        let number = numbered.iter().position(Option::is_none).unwrap_or(numbered.len());
+        if number == numbered.len() {
+            numbered.push(None);
+        }
+        numbered[number] = Some(Arc::new(hive));
+        Arc::make_mut(&mut self.numbers).insert(name.to_owned(), number);
+        number
+    }
+
+    fn remove(&mut self, name: &str) -> Option<(usize, Arc<Hive>)> {
+        let number = Arc::make_mut(&mut self.numbers).remove(name)?;
+        let hive = Arc::make_mut(&mut self.numbered).get_mut(number)?.take()?;
+        Some((number, hive))
+    }
+
+    fn change(&mut self, number: usize) -> Option<&mut Hive> {
+        Arc::make_mut(&mut self.numbered).get_mut(number)?.as_mut().map(Arc::make_mut)
+    }
+}
+
+/// A hive in the index, by its number, and where among its models' needs those of this one are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    number: usize,
+    needs: Option<usize>,
+}
+
 /// Everything known at one instant.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
-    pub hives: Arc<BTreeMap<String, Arc<Hive>>>,
+    pub hives: Hives,
     /// By a model's id, the hives that have it, loaded or on disk.
-    holders: Arc<HashMap<String, BTreeSet<String>>>,
+    held: Arc<HashMap<String, Vec<Held>>>,
     pub(super) links: u64,
 }
 
@@ -85,15 +159,20 @@ impl Fleet {
     }
 
     /// The hives that have a model; of them the one that is named, if one is.
-    pub fn holders(&self, model: &str, hive: Option<&str>) -> Vec<&HiveInfo> {
-        let names = self.holders.get(model).into_iter().flatten();
-        let asked = names.filter(|name| hive.is_none_or(|hive| hive == name.as_str()));
-        asked.filter_map(|name| self.hives.get(name)).map(|hive| &hive.info).collect()
+    pub fn holders(&self, model: &str, hive: Option<&str>) -> Vec<Holder<'_>> {
+        let held = self.held.get(model).map_or(&[][..], Vec::as_slice);
+        let mut holders = Vec::with_capacity(held.len());
+        holders.extend(held.iter().filter_map(|held| {
+            let Hive { info, site, .. } = self.hives.number(held.number)?.as_ref();
+            let needs = held.needs.and_then(|place| info.model_needs.get(place));
+            hive.is_none_or(|name| name == info.name).then_some(Holder { hive: info, site, needs })
+        }));
+        holders
     }
 
     /// The models that a client may ask for, by their ids: what is loaded or lies on a node's disk.
     pub fn models(&self) -> Vec<String> {
-        let mut models: Vec<String> = self.holders.keys().cloned().collect();
+        let mut models: Vec<String> = self.held.keys().cloned().collect();
         models.sort_unstable();
         models
     }
@@ -123,7 +202,7 @@ impl Fleet {
             return id;
         }
         // Most requests name an id as it is, and need no look at every name of every hive.
-        if self.holders.contains_key(asked) {
+        if self.held.contains_key(asked) {
             return asked.to_owned();
         }
         known(None).unwrap_or_else(|| asked.to_owned())
@@ -131,49 +210,60 @@ impl Fleet {
 
     pub(super) fn insert(&mut self, name: &str, hive: Hive) {
         self.remove(name);
-        Arc::make_mut(&mut self.hives).insert(name.to_owned(), Arc::new(hive));
-        self.index(name);
+        let number = self.hives.insert(name, hive);
+        self.index(number);
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        let Some(hive) = Arc::make_mut(&mut self.hives).remove(name) else { return };
-        let holders = Arc::make_mut(&mut self.holders);
-        hive.indexed.iter().for_each(|model| leave(holders, model, name));
+        let Some((number, hive)) = self.hives.remove(name) else { return };
+        let held = Arc::make_mut(&mut self.held);
+        hive.indexed.keys().for_each(|model| leave(held, model, number));
     }
 
-    /// Changes a hive's facts; the index follows.
+    /// Changes a hive's facts; what is made of them follows.
     pub(super) fn change(&mut self, name: &str, change: impl FnOnce(&mut Hive)) {
-        if let Some(hive) = Arc::make_mut(&mut self.hives).get_mut(name) {
-            change(Arc::make_mut(hive));
-            self.index(name);
+        let Some(number) = self.hives.numbers.get(name).copied() else { return };
+        if let Some(hive) = self.hives.change(number) {
+            change(hive);
+            self.index(number);
         }
     }
 
-    fn index(&mut self, name: &str) {
-        let Some(hive) = Arc::make_mut(&mut self.hives).get_mut(name) else { return };
+    fn index(&mut self, number: usize) {
+        let Some(hive) = self.hives.change(number) else { return };
+        hive.site = Site::of(&hive.info);
+        let place = |model: &String| {
+            hive.info.model_needs.binary_search_by(|needs| needs.id.as_str().cmp(model)).ok()
+        };
         let loaded = hive.info.workers.iter().map(|worker| &worker.model);
-        let is_known = |model: &&String| hive.indexed.contains(*model);
-        let held = || hive.info.models.iter().chain(loaded.clone());
-        let here: BTreeSet<&String> = held().collect();
-        if here.len() == hive.indexed.len() && here.iter().all(is_known) {
+        let here = hive.info.models.iter().chain(loaded);
+        let here: BTreeMap<String, Option<usize>> = here.map(|model| (model.clone(), place(model))).collect();
+        if here == hive.indexed {
             return;
         }
-        let here: BTreeSet<String> = here.into_iter().cloned().collect();
-        let hive = Arc::make_mut(hive);
-        let holders = Arc::make_mut(&mut self.holders);
-        hive.indexed.difference(&here).for_each(|model| leave(holders, model, name));
-        for model in here.difference(&hive.indexed) {
-            holders.entry(model.clone()).or_default().insert(name.to_owned());
+        let before = std::mem::replace(&mut hive.indexed, here);
+        let held = Arc::make_mut(&mut self.held);
+        for model in before.keys().filter(|model| !hive.indexed.contains_key(*model)) {
+            leave(held, model, number);
         }
-        hive.indexed = here;
+        for (model, needs) in &hive.indexed {
+            let fresh = Held { number, needs: *needs };
+            match held.get_mut(model) {
+                None => drop(held.insert(model.clone(), vec![fresh])),
+                Some(hives) => match hives.iter_mut().find(|held| held.number == number) {
+                    Some(known) => *known = fresh,
+                    None => hives.push(fresh),
+                },
+            }
+        }
     }
 }
 
-fn leave(holders: &mut HashMap<String, BTreeSet<String>>, model: &str, hive: &str) {
-    if let Some(hives) = holders.get_mut(model) {
-        hives.remove(hive);
+fn leave(held: &mut HashMap<String, Vec<Held>>, model: &str, number: usize) {
+    if let Some(hives) = held.get_mut(model) {
+        hives.retain(|held| held.number != number);
         if hives.is_empty() {
-            holders.remove(model);
+            held.remove(model);
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::queen::Queen;
 use crate::queen::dispatch::{Answer, DEADLINE_HEADER, Deadline, Dispatch};
 use crate::queen::metrics::Tally;
 use crate::queen::placement::Want;
+use crate::wire::failure::listed;
 use crate::wire::fleet::now_ms;
 use crate::wire::openai::ModelList;
 use crate::wire::{Code, Failure};
@@ -64,7 +65,7 @@ pub fn model(queen: &Queen, asked: &str) -> Result<Response, Failure> {
     let Some(id) = [asked, &id].into_iter().find(|name| known.iter().any(|model| model == name)) else {
         return Err(Failure::new(
             Code::ModelNotFound,
-            format!("no node has the model `{asked}`; there are: {}", known.join(", ")),
+            format!("no node has the model `{asked}`; there are: {}", listed(&known)),
         ));
     };
     let list = ModelList::of([id.to_owned()]);

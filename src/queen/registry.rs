@@ -5,6 +5,7 @@ use crate::http::link::{Caller, Hello};
 use crate::http::{client, request};
 use crate::queen::fleet::{Fleet, Hive};
 use crate::wire::codec::{Decoder, Frame, HiveV2, ModelV2, TelemetryV2};
+use crate::wire::failure::listed;
 use crate::wire::fleet::{HiveInfo, HiveState, ModelNames, ModelNeeds, now_ms};
 use crate::wire::{Code, Failure};
 use http_body_util::BodyExt;
@@ -70,8 +71,8 @@ impl Registry {
     pub fn hive(&self, name: &str) -> Result<Arc<Hive>, Failure> {
         let fleet = self.fleet.borrow();
         fleet.hives.get(name).cloned().ok_or_else(|| {
-            let names: Vec<&str> = fleet.hives.keys().map(String::as_str).collect();
-            let known = if names.is_empty() { "none is connected".into() } else { format!("there are: {}", names.join(", ")) };
+            let names = listed(fleet.hives.keys());
+            let known = if names.is_empty() { "none is connected".into() } else { format!("there are: {names}") };
             Failure::new(
                 Code::HiveNotFound,
                 format!("no hive is called `{name}`; {known}. Start one with `rbee hive serve --queen URL` on its machine"),

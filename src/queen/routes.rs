@@ -7,6 +7,7 @@ use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::placement::Want;
 use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, v2, worker_facts};
+use crate::wire::failure::listed;
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
@@ -263,10 +264,7 @@ impl Queen {
                 Code::HiveNotFound,
                 "no hive is connected to this queen; start one with `rbee hive serve --queen URL`",
             )),
-            _ => {
-                let names: Vec<&str> = fleet.hives.keys().map(String::as_str).collect();
-                Err(Failure::invalid(format!("say which hive: {}", names.join(", "))))
-            }
+            _ => Err(Failure::invalid(format!("say which hive: {}", listed(fleet.hives.keys())))),
         }
     }
 

@@ -174,6 +174,29 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// Names that one message lists.
+pub const NAMES_LISTED_MAX: usize = 30;
+
+/// Names for a message; of many the first, and how many more there are.
+pub fn listed<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
+    let mut text = String::new();
+    let mut more = 0;
+    for (number, name) in names.into_iter().enumerate() {
+        if number >= NAMES_LISTED_MAX {
+            more += 1;
+            continue;
+        }
+        if number > 0 {
+            text.push_str(", ");
+        }
+        text.push_str(name.as_ref());
+    }
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,14 +1,15 @@
 //! What a recipe needs to be built in a test: files, a server of them, an order, and what was told.
 
-use rbee::pkgbuild::{self, Ended, Order, Origin};
+use crate::support::origin::Folder;
+use crate::support::survivors::rbee;
+use rbee::pkgbuild::{self, Ended, Order};
+use rbee::wire::Failure;
 use rbee::wire::job::JobEvent;
-use rbee::wire::{Code, Failure};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -39,35 +40,8 @@ git tag -am honest honest
 git update-ref refs/tags/forged "$(git rev-parse honest)"
 "#;
 
-pub fn rbee() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_rbee"))
-}
-
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(future)
-}
-
 pub fn has(program: &str) -> bool {
     Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap().status.success()
-}
-
-/// Local files of a recipe, from a folder.
-pub struct Folder(pub PathBuf);
-
-impl Origin for Folder {
-    fn file<'a>(
-        &'a self,
-        name: &'a str,
-        to: &'a Path,
-    ) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>> {
-        Box::pin(async move {
-            let from = self.0.join(name);
-            std::fs::copy(&from, to)
-                .map(|_| ())
-                .map_err(|_| Failure::new(Code::NotFound, format!("the recipe has no file `{name}`")))
-        })
-    }
 }
 
 /// What the recipes name, one copy for each of the two, as git minds whose a repository is.

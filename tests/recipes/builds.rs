@@ -1,8 +1,10 @@
 //! Builds as jobs have them: ended at any moment, told how they failed, kept from what is not theirs, installed whole.
 
-use super::bench::{Bench, Folder, block_on, has, serve};
+use super::bench::{Bench, has, serve};
 use crate::support::node::within;
+use crate::support::origin::Folder;
 use crate::support::pidns;
+use crate::support::survivors::block_on;
 use rbee::pkgbuild::{self, Declared, Ended, Order, Origin};
 use rbee::wire::job::{JobEvent, Receipt};
 use rbee::wire::{Code, Failure};

@@ -1,9 +1,10 @@
 //! The same recipes through makepkg and through rbee, which must come to the same end and the same files, but for the
 //! differences that the table states with their reasons.
 
-use super::bench::{Bench, Fixtures, OTHER_USER, block_on, files, has, has_other_user, is_root};
+use super::bench::{Bench, Fixtures, OTHER_USER, files, has, has_other_user, is_root};
 use super::table::{CASES, Case, Fate, HEADER};
 use crate::support::pidns;
+use crate::support::survivors::block_on;
 use rbee::pkgbuild::Ended;
 use rbee::wire::Failure;
 use std::collections::BTreeMap;

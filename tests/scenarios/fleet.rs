@@ -1,9 +1,10 @@
 //! B1 to B6: the machines of a fleet, as they come, are asked, and go.
 
-use super::{CHAT, Person, published, spawns};
+use super::{Person, published};
 use crate::fleet::dial;
+use crate::support::fleet::{CHAT, Pair, fleet};
 use crate::support::hub::{Repo, TestHub};
-use crate::support::node::{Daemon, ENDLESS, Place, alone, chat, roomy, until, within};
+use crate::support::node::{Daemon, Place, alone, chat, roomy, until, within, write};
 use crate::versions::Other;
 use rbee::wire::{Code, VERSION};
 use rustix::process::Signal;
@@ -16,9 +17,8 @@ const NOTICED_MAX: Duration = Duration::from_secs(15);
 
 /// A machine that is this one, behind a stand-in for ssh, with an account of its own: nobody's, where root runs the tests.
 fn far_account(place: &Place) {
-    let (home, tools) = (place.path("far"), place.path("tools"));
+    let home = place.path("far");
     std::fs::create_dir(&home).unwrap();
-    std::fs::create_dir(&tools).unwrap();
     let mut become_user = "";
     if rustix::process::geteuid().is_root() {
         become_user = "setpriv --reuid=65534 --regid=65534 --clear-groups --";
@@ -37,10 +37,9 @@ fn far_account(place: &Place) {
 
 /// What ssh does from now on. It writes down who asked for whom.
 fn ssh_says(place: &Place, script: &str) {
-    let tool = place.path("tools/ssh");
     let asked = place.path("asked");
-    std::fs::write(&tool, format!("#!/bin/sh\necho \"$@\" >> {}\n{script}\n", asked.display())).unwrap();
-    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = format!("#!/bin/sh\necho \"$@\" >> {}\n{script}\n", asked.display());
+    write(&place.path("tools/ssh"), &text, 0o755);
 }
 
 /// With that ssh before the system's.
@@ -89,13 +88,8 @@ fn b01_a_machine_is_installed_over_ssh_each_step_told_and_each_failure_in_its_ow
         person.fails(&INSTALL, "already called `far`");
 
         // The configuration knows better how this machine is reached.
-        let config = place.path("home/.config/rbee");
-        std::fs::create_dir_all(&config).unwrap();
-        std::fs::write(
-            config.join("config.toml"),
-            "[hives.far]\nhost = \"crate\"\nuser = \"bee\"\nport = 2222\n",
-        )
-        .unwrap();
+        let config = "[hives.far]\nhost = \"crate\"\nuser = \"bee\"\nport = 2222\n";
+        write(&place.path("home/.config/rbee/config.toml"), config, 0o600);
         std::fs::remove_file(place.path("asked")).unwrap();
         person.does(&["hive", "uninstall", "far"]);
         let asked = std::fs::read_to_string(place.path("asked")).unwrap();
@@ -183,9 +177,7 @@ fn b03_an_unknown_hive_or_model_is_refused_with_what_there_is_and_only_a_command
 fn b04_a_peer_of_another_version_hears_both_versions_and_what_to_run_and_never_hangs() {
     alone(|| {
         let place = Place::new();
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let hive = Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &queen.url()]);
-        queen.has_hives(1);
+        let (queen, hive) = fleet(&place, &[]);
         for daemon in [&queen, &hive] {
             let health = json!({"status": "ok", "version": VERSION, "api_version": "v1"});
             assert_eq!(daemon.get("/health").json(), health);
@@ -232,25 +224,12 @@ fn b05_a_daemon_that_cannot_be_reached_is_tried_three_times_each_told_and_then_w
 #[test]
 fn b06_a_hive_that_vanishes_takes_its_workers_along_ends_its_requests_and_returns_whole() {
     alone(|| {
-        let places = [Place::with_model(&roomy()), Place::with_model(&roomy())];
-        let queen = Daemon::start(&places[0], "queen serve", &[]);
-        let url = queen.url();
-        let hive = |place: &Place, name: &str, address: &str| {
-            Daemon::start(place, "hive serve", &["--name", name, "--queen", &url, "--listen", address])
-        };
-        let one = hive(&places[0], "one", "127.0.0.2:0");
-        let two = hive(&places[1], "two", "127.0.0.3:0");
-        queen.has_hives(2);
-        let spawn = |hive: &str, model: &str| {
-            let spawn = json!({
-                "operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000, "hive_id": hive,
-            });
-            queen.job(&spawn).done().clone()
-        };
+        // Places first: bindings are dropped in the reverse order.
+        let Pair { places, queen, one, two } =
+            Pair::at([Place::with_model(&roomy()), Place::with_model(&roomy())]);
         let model = queen.register(&places[1], Some("two"));
-        let worker = spawn("two", &model);
-        let mut stream = queen.stream(CHAT, &chat(&model, ENDLESS, true));
-        stream.take(3);
+        let worker = queen.spawn_roomy_at(Some("two"), &model);
+        let mut stream = queen.endless(&model);
 
         // A network that falls silent, as far as the other end can tell.
         two.signal(Signal::STOP);
@@ -266,13 +245,10 @@ fn b06_a_hive_that_vanishes_takes_its_workers_along_ends_its_requests_and_return
         assert!(failure.details["tokens"].as_u64() >= Some(2), "{failure:?}");
 
         two.signal(Signal::CONT);
-        let back = until("it is whole again", || match queen.workers() {
-            workers if workers.len() == 1 && workers[0]["slots_busy"] == 0 => Ok(workers[0].clone()),
-            workers => Err(format!("{workers:?}")),
-        });
+        let back = queen.the_worker("it is whole again", |worker| worker["slots_busy"] == 0);
         assert_eq!((&back["worker_id"], &back["pid"]), (&worker["worker_id"], &worker["pid"]));
-        assert!(queen.stream(CHAT, &chat(&model, 3, true)).rest().is_clean());
-        assert_eq!(spawns(&places[1]), 1);
+        queen.answers(&model);
+        assert_eq!(places[1].spawns(), 1);
 
         // The link's close is seen at once; another hive that has the model takes over.
         let other = queen.register(&places[1], Some("one"));
@@ -282,7 +258,8 @@ fn b06_a_hive_that_vanishes_takes_its_workers_along_ends_its_requests_and_return
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(queen.workers().iter().map(|worker| &worker["hive"]).collect::<Vec<_>>(), ["one"]);
         // A new hive of that state takes the worker over and ends it, rather than this test waiting for the lease.
-        let again = hive(&places[1], "two", "127.0.0.3:0");
+        let args = ["--name", "two", "--queen", &queen.url(), "--listen", "127.0.0.3:0"];
+        let again = Daemon::start(&places[1], "hive serve", &args);
         until("all that it had is back", || match queen.workers() {
             workers if workers.iter().any(|known| known["pid"] == worker["pid"]) => Ok(()),
             workers => Err(format!("{workers:?}")),

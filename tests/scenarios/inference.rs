@@ -1,32 +1,24 @@
 //! B10 to B20: an answer, from a cold start to the last token, and all that can happen on the way.
 
-use super::{CHAT, Person, Running, Told, has_free_slots, has_no_worker, has_queued, spawns};
+use super::{Person, Running, Told};
 use crate::builds::Shop;
 use crate::scripted;
+use crate::support::fleet::{CHAT, Full, fleet, pid_of, served};
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{Content, Repo, TestHub};
 use crate::support::node::{
     Answer, Daemon, ENDLESS, PATIENCE, Place, alone, chat, freeze, is_alive, roomy, signal_pid, slow, until,
+    write,
 };
 use rbee::http::client;
 use rbee::wire::Code;
 use rbee::wire::fleet::now_ms;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt;
-
-/// What [`roomy`] answers without end, one request at a time.
-fn endless() -> Tiny {
-    Tiny { endless: true, ..roomy() }
-}
 
 /// The command for an answer of so many tokens.
 fn ask<'a>(model: &'a str, tokens: &'a str) -> [&'a str; 8] {
     ["run", "-m", model, "--temperature", "0", "--max-tokens", tokens, "Say something."]
-}
-
-fn pid_of(worker: &Value) -> i32 {
-    worker["pid"].as_i64().unwrap_or_else(|| panic!("no pid: {worker}")) as i32
 }
 
 #[test]
@@ -48,7 +40,7 @@ fn b10_a_cold_start_is_one_command_and_the_second_call_skips_what_is_there() {
 
         let second = person.does(&ask("bees/Slow", "300"));
         assert_eq!((second.out, second.err.as_str()), (told.out, ""), "warm: nothing to tell");
-        assert_eq!((hub.bytes_sent(), spawns(&place)), (file.size(), 1));
+        assert_eq!((hub.bytes_sent(), place.spawns()), (file.size(), 1));
         person.does(&["queen", "stop"]);
         place.is_deserted_within(PATIENCE);
     });
@@ -61,10 +53,7 @@ const NVIDIA_SMI: &str = "#!/bin/sh\necho '0, Test GPU, 8192, 8000, 8.6'\n";
 fn b11_what_does_not_fit_or_lacks_its_backend_is_refused_before_it_starts_and_what_is_lowered_is_told() {
     alone(|| {
         let place = Place::with_model(&roomy());
-        std::fs::create_dir(place.path("tools")).unwrap();
-        let tool = place.path("tools/nvidia-smi");
-        std::fs::write(&tool, NVIDIA_SMI).unwrap();
-        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write(&place.path("tools/nvidia-smi"), NVIDIA_SMI, 0o755);
         let path = format!("{}:{}", place.path("tools").display(), std::env::var("PATH").unwrap());
         let start = |memory: &str| {
             let args = ["--name", "small", "--memory", memory];
@@ -87,7 +76,7 @@ fn b11_what_does_not_fit_or_lacks_its_backend_is_refused_before_it_starts_and_wh
             assert_eq!(told.code, Some(1), "{told:?}");
             told.tells(&["BACKEND_UNAVAILABLE", says]);
         }
-        assert_eq!(spawns(&place), 0);
+        assert_eq!(place.spawns(), 0);
         // On the CPU unasked only where nothing else was said, and then that is told.
         let told = types(&person, &["--json"]);
         told.tells(&["GPU", "rbee worker install llm-worker-rbee-cuda"]);
@@ -120,7 +109,7 @@ fn b11_what_does_not_fit_or_lacks_its_backend_is_refused_before_it_starts_and_wh
         assert_eq!(error["code"], "INSUFFICIENT_MEMORY", "{error}");
         assert!(error["details"]["needed_bytes"].as_u64() > error["details"]["available_bytes"].as_u64());
         assert!(error["message"].as_str().unwrap().contains("smaller quantisation"), "{error}");
-        assert_eq!(spawns(&place), 2, "each refusal came before a start");
+        assert_eq!(place.spawns(), 2, "each refusal came before a start");
     });
 }
 
@@ -166,18 +155,13 @@ fn b12_loading_shows_how_far_it_is_and_a_load_that_fails_says_why_and_leaves_no_
 #[test]
 fn b13_when_all_is_busy_a_request_waits_its_turn_and_beyond_the_queue_it_is_told_when_to_come_again() {
     alone(|| {
-        let place = Place::with_model(&endless());
-        let daemon = Daemon::start(&place, "serve", &["--queue", "1"]);
+        let Full { place, daemon, model, answer, worker } = Full::start(&["--queue", "1"]);
         let person = Person::at(&place, &daemon);
-        let model = daemon.register(&place, None);
-        let worker = daemon.spawn_roomy(&model);
         let id = worker["worker_id"].as_str().unwrap();
-        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
         // By the worker's own name, so that none is started beside it.
         let line = [&ask(&model, "5")[..], &["--worker", id]].concat();
         let waiting = person.begins(&line);
-        has_queued(&daemon, 1);
+        daemon.has_queued(1);
 
         let refused = daemon.post(CHAT, &chat(&model, 3, false));
         assert_eq!((refused.status, refused.failure().code), (503, Code::AllSlotsBusy), "{refused:?}");
@@ -187,18 +171,17 @@ fn b13_when_all_is_busy_a_request_waits_its_turn_and_beyond_the_queue_it_is_told
         let told = person.fails(&line, "ALL_SLOTS_BUSY");
         told.tells_in_order(&["trying again in 1 s", "trying again in 2 s", "trying again in 4 s"]);
 
-        drop(first);
+        drop(answer);
         let told = waiting.ends();
         assert_eq!(told.code, Some(0), "{told:?}");
         told.tells(&["1. in the queue"]);
-        assert_eq!(spawns(&place), 1);
+        assert_eq!(place.spawns(), 1);
         assert!(daemon.terminate().success());
 
         // Nor does anybody wait for longer than that was said.
         let daemon = Daemon::start(&place, "serve", &["--queue-wait", "200ms"]);
         daemon.spawn_roomy(&model);
-        let mut first = daemon.stream(CHAT, &chat(&model, ENDLESS, true));
-        first.take(3);
+        let _first = daemon.endless(&model);
         let refused = daemon.post(CHAT, &chat(&model, 3, false));
         assert_eq!((refused.status, refused.failure().code), (503, Code::AllSlotsBusy), "{refused:?}");
         assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
@@ -209,11 +192,7 @@ fn b13_when_all_is_busy_a_request_waits_its_turn_and_beyond_the_queue_it_is_told
 fn b14_what_makes_no_progress_or_comes_too_late_is_ended_and_its_slot_freed() {
     alone(|| {
         let place = Place::new();
-        let shop = Shop::open(&place);
-        scripted::recipe(&shop);
-        let daemon = shop.hive(&place, &[]);
-        daemon.job(&json!({"operation": "worker_install", "worker_id": scripted::ID})).done();
-        let model = daemon.register(&place, None);
+        let (_shop, daemon, model) = scripted::served(&place, "", &[]);
         let spawn = json!({"operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": 1, "ctx": 512});
         let worker = daemon.job(&spawn).done().clone();
         let asked = |body: Value, ms: u64| {
@@ -226,19 +205,18 @@ fn b14_what_makes_no_progress_or_comes_too_late_is_ended_and_its_slot_freed() {
         let body = |tokens: u32, stream: bool| json!({"model": model, "messages": [], "max_tokens": tokens, "stream": stream, "hangs": true});
         let silent = asked(body(0, false), 300);
         assert_eq!((silent.status, silent.failure().code), (408, Code::RequestTimeout), "{silent:?}");
-        has_free_slots(&daemon);
+        daemon.has_busy_slots(0);
         let begun = asked(body(3, true), 2_000);
         let text = String::from_utf8(begun.body.to_vec()).unwrap();
         assert_eq!((begun.status, text.matches("\" bee\"").count()), (200, 3), "{text}");
         assert!(text.contains("REQUEST_TIMEOUT") && !text.contains("[DONE]"), "{text}");
-        has_free_slots(&daemon);
+        daemon.has_busy_slots(0);
         let well = json!({"model": model, "messages": [], "max_tokens": 3});
         assert_eq!(asked(well, 60_000).status, 200);
         assert_eq!(daemon.workers()[0]["pid"], worker["pid"]);
         // And our own worker, in the middle of a prompt that is long.
         let slow_place = Place::with_model(&slow());
-        let ours = Daemon::start(&slow_place, "serve", &["--listen", "127.0.0.7:0"]);
-        let model = ours.register(&slow_place, None);
+        let (ours, model) = served(&slow_place, &["--listen", "127.0.0.7:0"]);
         assert_eq!(ours.post(CHAT, &chat(&model, 1, false)).status, 200);
         let mut late = chat(&model, 3, false);
         late["messages"][0]["content"] = json!("bees ".repeat(400));
@@ -246,7 +224,7 @@ fn b14_what_makes_no_progress_or_comes_too_late_is_ended_and_its_slot_freed() {
         request.headers_mut().insert("x-request-deadline", (now_ms() + 200).to_string().parse().unwrap());
         let answer: Answer = ours.request(request);
         assert!([408, 504].contains(&answer.status), "{answer:?}");
-        has_free_slots(&ours);
+        ours.has_busy_slots(0);
     });
 }
 
@@ -254,29 +232,22 @@ fn b14_what_makes_no_progress_or_comes_too_late_is_ended_and_its_slot_freed() {
 fn b15_a_client_that_leaves_in_the_prompt_or_the_answer_frees_its_slot() {
     alone(|| {
         let place = Place::with_model(&slow());
-        let daemon = Daemon::start(&place, "serve", &[]);
-        let model = daemon.register(&place, None);
+        let (daemon, model) = served(&place, &[]);
         let spawn = json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": 32_768});
         daemon.job(&spawn).done();
-        let is_busy = || {
-            until("its slot is busy", || match daemon.workers()[0]["slots_busy"].as_u64() {
-                Some(1) => Ok(()),
-                busy => Err(format!("{busy:?}")),
-            });
-        };
         // A prompt that takes minutes.
         let mut long = chat(&model, 3, false);
         long["messages"][0]["content"] = json!("bees fly ".repeat(2_000));
-        daemon.leave_after(CHAT, &long, is_busy);
-        has_free_slots(&daemon);
+        daemon.leave_after(CHAT, &long, || daemon.has_busy_slots(1));
+        daemon.has_busy_slots(0);
         let mut stream = daemon.stream(CHAT, &chat(&model, 20_000, true));
         stream.take(3);
-        is_busy();
+        daemon.has_busy_slots(1);
         drop(stream);
-        has_free_slots(&daemon);
+        daemon.has_busy_slots(0);
         // The only slot there is answers the next.
         assert_eq!(daemon.post(CHAT, &chat(&model, 3, false)).status, 200);
-        assert_eq!(spawns(&place), 1);
+        assert_eq!(place.spawns(), 1);
     });
 }
 
@@ -293,19 +264,18 @@ fn interrupted(running: Running) -> Told {
 #[test]
 fn b16_ctrl_c_cancels_waits_for_the_receipt_and_frees_the_slot_in_the_answer_and_in_the_queue() {
     alone(|| {
-        let place = Place::with_model(&endless());
-        let daemon = Daemon::start(&place, "serve", &[]);
+        let place = Place::with_model(&roomy());
+        let (daemon, model) = served(&place, &[]);
         let person = Person::at(&place, &daemon);
-        let model = daemon.register(&place, None);
         let worker = daemon.spawn_roomy(&model);
         let id = worker["worker_id"].as_str().unwrap();
         let line = [&ask(&model, "100000")[..], &["--worker", id]].concat();
         let mut first = person.begins(&line);
         first.first_words();
         let waiting = person.begins(&line);
-        has_queued(&daemon, 1);
+        daemon.has_queued(1);
         interrupted(waiting);
-        has_queued(&daemon, 0);
+        daemon.has_queued(0);
         assert!(!first.is_over());
         interrupted(first);
         assert_eq!(daemon.workers()[0]["slots_busy"], 0, "the receipt came after the slot was free");
@@ -318,22 +288,19 @@ fn b16_ctrl_c_cancels_waits_for_the_receipt_and_frees_the_slot_in_the_answer_and
 #[test]
 fn b17_a_worker_lost_before_the_first_token_costs_time_and_after_it_the_rest_but_never_the_words() {
     alone(|| {
-        let place = Place::with_model(&endless());
-        let daemon = Daemon::start(&place, "serve", &[]);
+        let place = Place::with_model(&roomy());
+        let (daemon, model) = served(&place, &[]);
         let person = Person::at(&place, &daemon);
-        let model = daemon.register(&place, None);
         let worker = daemon.spawn_roomy(&model);
         freeze(pid_of(&worker));
         let asking = person.begins(&ask(&model, "5"));
-        until("the request is at the stopped worker", || match &daemon.workers()[0]["slots_busy"] {
-            busy if busy == 1 => Ok(()),
-            busy => Err(busy.to_string()),
-        });
+        // The request is at the stopped worker.
+        daemon.has_busy_slots(1);
         signal_pid(pid_of(&worker), Signal::KILL);
         let told = asking.ends();
         assert_eq!(told.code, Some(0), "{told:?}");
         assert_ne!(told.out, "");
-        assert_eq!(spawns(&place), 2);
+        assert_eq!(place.spawns(), 2);
 
         // On the wire: an error event that tells how many tokens there were, and no [DONE].
         let first = daemon.workers()[0]["worker_id"].as_str().unwrap().to_owned();
@@ -352,7 +319,7 @@ fn b17_a_worker_lost_before_the_first_token_costs_time_and_after_it_the_rest_but
         assert_eq!(failure.details["tokens"], tokens, "{failure:?}");
 
         // At the command line: the words so far are in a file that is named.
-        has_no_worker(&daemon);
+        daemon.has_no_worker();
         let worker = daemon.spawn_roomy(&model);
         let id = worker["worker_id"].as_str().unwrap().to_owned();
         let mut running = person.begins(&[&ask(&model, "100000")[..], &["--worker", &id]].concat());
@@ -372,11 +339,7 @@ fn b17_a_worker_lost_before_the_first_token_costs_time_and_after_it_the_rest_but
 fn b18_an_idle_worker_stops_a_pinned_one_stays_and_no_queen_is_needed_for_either() {
     alone(|| {
         let place = Place::new();
-        let queen = Daemon::start(&place, "queen serve", &[]);
-        let url = queen.url();
-        let hive =
-            Daemon::start(&place, "hive serve", &["--name", "one", "--queen", &url, "--idle-ttl", "1s"]);
-        queen.has_hives(1);
+        let (queen, hive) = fleet(&place, &["--idle-ttl", "1s"]);
         let model = queen.register(&place, None);
         let spawn = |slots: u32, pin: bool| {
             let spawn = json!({
@@ -388,10 +351,7 @@ fn b18_an_idle_worker_stops_a_pinned_one_stays_and_no_queen_is_needed_for_either
         let idle = spawn(1, false);
         let address = queen.address.clone();
         queen.kill9();
-        until("the idle one has stopped", || match hive.workers() {
-            workers if workers.len() == 1 && workers[0]["worker_id"] == pinned["worker_id"] => Ok(()),
-            workers => Err(format!("{workers:?}")),
-        });
+        hive.the_worker("the idle one has stopped", |left| left["worker_id"] == pinned["worker_id"]);
         until("its memory is back", || match is_alive(pid_of(&idle)) {
             false => Ok(()),
             true => Err("it lives".into()),
@@ -404,7 +364,7 @@ fn b18_an_idle_worker_stops_a_pinned_one_stays_and_no_queen_is_needed_for_either
         let person = Person::at(&place, &queen);
         let told = person.does(&ask(&model, "3"));
         told.tells(&["starting"]);
-        assert_eq!(spawns(&place), 3, "a cold start again");
+        assert_eq!(place.spawns(), 3, "a cold start again");
     });
 }
 
@@ -423,14 +383,14 @@ fn b19_two_requests_for_one_missing_model_share_one_download_and_one_spawn() {
         for told in &both {
             assert_eq!((told.code, &told.out), (Some(0), &both[0].out), "{told:?}");
         }
-        assert_eq!((hub.bytes_sent(), spawns(&place)), (file.size(), 1));
+        assert_eq!((hub.bytes_sent(), place.spawns()), (file.size(), 1));
     });
 }
 
 #[test]
 fn b20_an_ephemeral_run_starts_everything_and_leaves_nothing_even_if_it_is_killed() {
     alone(|| {
-        let place = Place::with_model(&endless());
+        let place = Place::with_model(&roomy());
         let person = Person::on_a_fresh_account(&place);
         let model = place.model();
         let line = |tokens: &'static str| [&ask(&model, tokens)[..], &["--ephemeral"]].concat();

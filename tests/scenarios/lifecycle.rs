@@ -1,40 +1,16 @@
 //! B46 and B50 to B55: how daemons and workers start, crash, end, follow each other, and keep strangers out.
 
-use super::{CHAT, Person, has_no_worker, spawns};
+use super::Person;
+use crate::scripted;
+use crate::support::fleet::{CHAT, fleet, hive, pid_of};
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{Content, Repo, TestHub};
 use crate::support::node::{
-    Daemon, PATIENCE, Place, alone, chat, is_alive, parent_of, roomy, signal_pid, until,
+    Daemon, ENDLESS, PATIENCE, Place, alone, chat, is_alive, parent_of, roomy, signal_pid, until, write,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-fn pid_of(worker: &Value) -> i32 {
-    worker["pid"].as_i64().unwrap_or_else(|| panic!("no pid: {worker}")) as i32
-}
-
-/// A queen, and a hive called `one`.
-fn fleet(place: &Place, more: &[&str]) -> (Daemon, Daemon) {
-    let queen = Daemon::start(place, "queen serve", &[]);
-    let hive = hive(place, &queen, more);
-    (queen, hive)
-}
-
-fn hive(place: &Place, queen: &Daemon, more: &[&str]) -> Daemon {
-    let url = queen.url();
-    let hive = Daemon::start(place, "hive serve", &[&["--name", "one", "--queen", &url], more].concat());
-    queen.has_hives(1);
-    hive
-}
-
-/// The one worker that there is, once it is as wanted.
-#[track_caller]
-fn the_worker(daemon: &Daemon, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-    until(what, || match daemon.workers() {
-        workers if workers.len() == 1 && is_so(&workers[0]) => Ok(workers[0].clone()),
-        workers => Err(format!("{workers:?}")),
-    })
-}
+use std::time::{Duration, Instant};
 
 #[test]
 fn b46_a_worker_that_crashes_is_told_with_its_last_words_and_only_a_pinned_one_comes_back() {
@@ -47,7 +23,7 @@ fn b46_a_worker_that_crashes_is_told_with_its_last_words_and_only_a_pinned_one_c
         let spawn = ["worker", "spawn", "--model", &model, "--json"];
         let idle = person.does(&spawn).json();
         signal_pid(pid_of(&idle), Signal::KILL);
-        has_no_worker(&queen);
+        queen.has_no_worker();
         let id = idle["worker_id"].as_str().unwrap();
         person.fails(&["workers", "get", id], "WORKER_NOT_FOUND").tells(&["signal 9"]);
         assert_ne!(person.does(&["workers", "logs", id]).out, "", "its log is there");
@@ -58,14 +34,14 @@ fn b46_a_worker_that_crashes_is_told_with_its_last_words_and_only_a_pinned_one_c
         for _ in 0..RESTARTS_MAX {
             let pid = pid_of(&worker);
             signal_pid(pid, Signal::KILL);
-            worker = the_worker(&queen, "it is up again", |now| {
+            worker = queen.the_worker("it is up again", |now| {
                 now["worker_id"] == *id && now["state"] == "ready" && now["pid"] != pid
             });
         }
         let shown = person.does(&["workers", "get", &id]).out;
         assert!(shown.contains("was restarted") && shown.contains("signal 9"), "{shown}");
         signal_pid(pid_of(&worker), Signal::KILL);
-        has_no_worker(&queen);
+        queen.has_no_worker();
         person.fails(&["workers", "get", &id], "WORKER_NOT_FOUND").tells(&["signal 9"]);
     });
 }
@@ -73,24 +49,21 @@ fn b46_a_worker_that_crashes_is_told_with_its_last_words_and_only_a_pinned_one_c
 #[test]
 fn b50_a_daemon_that_is_asked_to_end_finishes_what_runs_and_a_hive_that_hands_over_leaves_its_workers() {
     alone(|| {
-        let place = Place::with_model(&Tiny { endless: true, ..roomy() });
+        let place = Place::with_model(&roomy());
         let (queen, mut first) = fleet(&place, &[]);
         let person = Person::at(&place, &queen);
         let model = queen.register(&place, None);
         let worker = queen.spawn_roomy(&model);
-        let mut stream = queen.stream(CHAT, &chat(&model, 1_500, true));
-        stream.take(3);
+        let mut stream = queen.lasting(&model);
         assert_eq!(first.post("/v1/handover", &json!({})).status, 200);
-        let ended = stream.rest();
-        assert!(ended.is_clean() && ended.events.len() > 100, "{:?}, {}", ended.broken, ended.events.len());
+        stream.is_finished();
         assert!(first.ended().success());
         let _second = hive(&place, &queen, &[]);
-        let adopted = the_worker(&queen, "the next hive has it", |now| now["state"] == "ready");
-        assert_eq!((&adopted["pid"], spawns(&place)), (&worker["pid"], 1), "its model is still loaded");
+        let adopted = queen.the_worker("the next hive has it", |now| now["state"] == "ready");
+        assert_eq!((&adopted["pid"], place.spawns()), (&worker["pid"], 1), "its model is still loaded");
 
         // A full stop, by command: what runs is finished, nothing new is let in, nothing is left.
-        let mut stream = queen.stream(CHAT, &chat(&model, 1_500, true));
-        stream.take(3);
+        let mut stream = queen.lasting(&model);
         let stopping = person.begins(&["hive", "stop"]);
         until("nothing new is taken", || match queen.post(CHAT, &chat(&model, 1, false)).status {
             200 => Err("it is answered".into()),
@@ -107,6 +80,43 @@ fn b50_a_daemon_that_is_asked_to_end_finishes_what_runs_and_a_hive_that_hands_ov
 }
 
 #[test]
+fn b50_what_outlasts_the_drain_is_told_and_a_worker_that_will_not_end_is_killed_after_its_grace() {
+    const DRAIN: Duration = Duration::from_secs(1);
+    const GRACE: Duration = Duration::from_secs(5);
+    alone(|| {
+        let place = Place::with_model(&roomy());
+        // One that hears no TERM, and one of ours.
+        let deaf = "trap '' TERM";
+        let (shop, mut daemon, model) = scripted::served(&place, deaf, &["--drain-max", "1s"]);
+        let spawn = json!({"operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": 1});
+        let stubborn = daemon.job(&spawn).done().clone();
+        let ours = daemon.spawn_roomy(&model);
+        let path = |worker: &Value| {
+            format!("/v1/hives/here/v1/workers/{}{CHAT}", worker["worker_id"].as_str().unwrap())
+        };
+        let hangs = json!({"model": model, "messages": [], "max_tokens": 3, "stream": true, "hangs": true});
+        let mut streams = [(&stubborn, hangs), (&ours, chat(&model, ENDLESS, true))].map(|(worker, body)| {
+            let mut stream = daemon.stream(&path(worker), &body);
+            stream.take(3);
+            stream
+        });
+        let begun = Instant::now();
+        daemon.signal(Signal::TERM);
+        for stream in &mut streams {
+            stream.rest().is_told();
+        }
+        assert!(begun.elapsed() >= DRAIN, "what ran was cut short after {:?}", begun.elapsed());
+        assert!(daemon.ended().success());
+        assert!(begun.elapsed() >= DRAIN + GRACE, "killed after {:?}", begun.elapsed());
+        assert!(![&stubborn, &ours].into_iter().any(|worker| is_alive(pid_of(worker))));
+        let log = daemon.log();
+        assert!(log.contains("still busy after the drain"), "{log}");
+        drop(shop);
+        assert_eq!(place.processes(), []);
+    });
+}
+
+#[test]
 fn b51_a_killed_hives_worker_is_taken_over_with_its_model_loaded_or_ends_by_itself() {
     alone(|| {
         let place = Place::new();
@@ -115,14 +125,14 @@ fn b51_a_killed_hives_worker_is_taken_over_with_its_model_loaded_or_ends_by_itse
         assert_eq!(queen.post(CHAT, &chat(&model, 3, false)).status, 200);
         let worker = queen.workers()[0].clone();
         first.kill9();
-        has_no_worker(&queen);
+        queen.has_no_worker();
         let second = hive(&place, &queen, &["--orphan-ttl", "1s"]);
-        let adopted = the_worker(&queen, "it is taken over", |now| now["state"] == "ready");
+        let adopted = queen.the_worker("it is taken over", |now| now["state"] == "ready");
         for same in ["worker_id", "pid", "model"] {
             assert_eq!(adopted[same], worker[same], "{same}");
         }
         assert_eq!(queen.post(CHAT, &chat(&model, 3, false)).status, 200);
-        assert_eq!(spawns(&place), 1);
+        assert_eq!(place.spawns(), 1);
         second.job(&json!({"operation": "worker_stop", "worker_id": worker["worker_id"]})).done();
 
         assert_eq!(queen.post(CHAT, &chat(&model, 3, false)).status, 200);
@@ -153,18 +163,18 @@ fn b52_a_killed_queens_hives_come_back_to_the_next_with_all_they_have_and_nothin
         assert_eq!(queen.post(CHAT, &chat(&model, 3, false)).status, 200);
         let worker = queen.workers()[0].clone();
         let download = json!({"operation": "model_download", "model": "bees/Late"});
-        let job = queen.post("/v1/jobs", &download).json()["job_id"].as_str().unwrap().to_owned();
+        let job = queen.begin(&download);
         hub.has_sent(1 << 20);
         queen.kill9();
 
         let queen = Daemon::start(&place, "queen serve", &["--listen", &address]);
-        let again = the_worker(&queen, "she knows it all again", |now| now["state"] == "ready");
+        let again = queen.the_worker("she knows it all again", |now| now["state"] == "ready");
         assert_eq!((&again["worker_id"], &again["pid"]), (&worker["worker_id"], &worker["pid"]));
         assert_eq!(queen.post(CHAT, &chat(&model, 3, false)).status, 200);
         // What the hive was at, it went on with.
         let done = hive.follow(&job);
         assert_eq!(done.done()["size_bytes"], file.size());
-        assert_eq!((hub.bytes_sent(), spawns(&place)), (file.size(), 1));
+        assert_eq!((hub.bytes_sent(), place.spawns()), (file.size(), 1));
         until("she hears of the model", || match queen.get("/v1/hives/one").json() {
             hive if hive["models"].to_string().contains("bees/Late") => Ok(()),
             hive => Err(hive.to_string()),
@@ -206,8 +216,7 @@ fn b54_what_keeps_a_daemon_from_starting_is_said_by_name() {
         told.tells(&[&pid, "--state-dir"]);
 
         let config = other.path("home/.config/rbee/config.toml");
-        std::fs::create_dir_all(config.parent().unwrap()).unwrap();
-        std::fs::write(&config, "verbose = true\n[queen]\nqueue_wait = 30\n").unwrap();
+        write(&config, "verbose = true\n[queen]\nqueue_wait = 30\n", 0o600);
         let told = person.types(&["queen", "serve"]);
         assert_eq!(told.code, Some(2), "{told:?}");
         told.tells(&[&format!("{}:3: `queen.queue_wait` = `30`", config.display())]);
@@ -217,7 +226,7 @@ fn b54_what_keeps_a_daemon_from_starting_is_said_by_name() {
 #[test]
 fn b55_only_who_has_a_key_is_let_in_and_no_page_or_alias_of_others_ever() {
     alone(|| {
-        let place = Place::with_model(&Tiny { endless: true, ..roomy() });
+        let place = Place::with_model(&roomy());
         let refused = Daemon::try_start(&place, "serve", &["--listen", "0.0.0.0:0"], &[]);
         let refused = refused.err().expect("beyond loopback, without a key");
         assert_eq!(refused.exit.code(), Some(1));

@@ -1,14 +1,18 @@
 //! B30 to B34: a model, from what a person writes to the bytes that are gone again.
 
-use super::{CHAT, Person, Told, published};
+use super::{Person, Told, published};
+use crate::support::fleet::CHAT;
 use crate::support::gguf::{Fault as Broken, Tiny, corrupt, part_name, split, tiny};
 use crate::support::hub::{Asked, Content, Fault, Repo, TestHub, When};
 use crate::support::node::{Daemon, Place, alone, chat, signal_pid, until};
 use crate::support::pull::sha256_of;
+use crate::support::trees::Mounted;
+use rbee::download::DISK_RESERVE_BYTES;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 const REPO: &str = "bees/Tiny";
 
@@ -154,6 +158,65 @@ fn b31_a_download_tells_how_far_it_is_survives_a_kill_and_errors_and_keeps_nothi
     });
 }
 
+#[test]
+fn b31_a_download_that_stalls_or_has_no_room_says_so_and_what_has_come_is_gone_on_with() {
+    const BYTES: u64 = 4 << 20;
+    /// Beside what is kept free in any case: for the file, and for what else lies there.
+    const ROOM_BYTES: u64 = DISK_RESERVE_BYTES + BYTES + (1 << 20);
+    alone(|| {
+        let file = |seed: u64, bytes: u64| Content::padded(published(seed).bytes(), bytes, seed);
+        let repo = |name: &str, content: &Arc<Content>| Repo::new(name).with("m-Q4_K_M.gguf", content);
+        let plan = TestHub::of([
+            repo("bees/Silent", &file(1, BYTES)),
+            repo("bees/Huge", &file(2, BYTES + (8 << 20))),
+            repo("bees/Late", &file(3, BYTES)),
+        ]);
+        let hub = plan.send_buffer(64 << 10).open();
+        hub.fail(When::bytes().path("bees/Silent"), Fault::StallAt(1_000_000));
+        let place = Place::new();
+        std::fs::create_dir(place.path("hub")).unwrap();
+        let disk = Mounted::at(&place.path("hub"), &format!("size={ROOM_BYTES}"));
+        let endpoint = hub.endpoint();
+        let args = ["--name", "here", "--download-silence", "2s"];
+        let daemon = Daemon::try_start(&place, "serve", &args, &[("HF_ENDPOINT", &endpoint)]).unwrap();
+        let person = Person::at(&place, &daemon);
+        person
+            .fails(&["model", "download", "bees/Silent"], "DOWNLOAD_TIMEOUT")
+            .tells(&["no byte came for 2 s"]);
+        hub.behave();
+        let sent = hub.bytes_sent();
+        person.does(&["model", "download", "bees/Silent"]);
+        assert!(hub.bytes_sent() - sent < BYTES, "what had come, came again");
+        person.does(&["model", "rm", "bees/Silent"]);
+        if disk.is_none() {
+            return eprintln!("skipped in part: a full disk: no tmpfs can be mounted here");
+        }
+
+        let sent = hub.bytes_sent();
+        let told = person.fails(&["model", "download", "bees/Huge"], "INSUFFICIENT_DISK");
+        told.tells(&["MiB are needed", "are free"]);
+        assert_eq!(hub.bytes_sent(), sent, "told before it starts");
+
+        // For every 16 KiB, so that there is time to fill the disk meanwhile.
+        hub.fail(When::bytes().path("bees/Late"), Fault::Slow(Duration::from_millis(20)));
+        let running = person.begins(&["model", "download", "bees/Late"]);
+        hub.has_sent(sent + (1 << 20));
+        // Somebody else's bytes.
+        let filler = place.path("hub/filler");
+        let full = std::io::copy(&mut std::io::repeat(1), &mut std::fs::File::create(&filler).unwrap());
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        let told = running.ends();
+        assert_eq!(told.code, Some(1), "{told:?}");
+        told.tells(&["INSUFFICIENT_DISK"]);
+        assert_eq!(daemon.get("/health").status, 200);
+        std::fs::remove_file(filler).unwrap();
+        hub.behave();
+        let facts = pulled(&person, "bees/Late");
+        assert_eq!(sha256_of(&path_of(&facts)), file(3, BYTES).sha256());
+        assert!(daemon.terminate().success());
+    });
+}
+
 /// Its daemon is gone; it need not be waited for.
 fn signal_end(mut running: super::Running) {
     running.child.kill().unwrap();
@@ -187,10 +250,7 @@ fn b32_what_is_there_is_not_fetched_again_and_a_removal_says_how_many_bytes_unle
         let worker = daemon.workers()[0]["worker_id"].as_str().unwrap().to_owned();
         told.tells(&[&worker]);
         person.does(&["stop", REPO]);
-        until("nothing uses it", || match daemon.workers() {
-            workers if workers.is_empty() => Ok(()),
-            workers => Err(format!("{workers:?}")),
-        });
+        daemon.has_no_worker();
         let removed = person.does(&["model", "remove", REPO, "--json"]).json();
         assert_eq!(removed["bytes_freed"], file.size(), "{removed}");
         assert!(!linked.exists() && !linked.is_symlink());

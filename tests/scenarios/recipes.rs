@@ -1,7 +1,8 @@
 //! B40 to B46: engines, from a catalog's line to a process, and the ends of both.
 
-use super::{Person, spawns};
+use super::Person;
 use crate::builds::{CANCELLED_MAX, QUICK, STUBBORN, Shop, is_clean};
+use crate::support::fleet::pid_of;
 use crate::support::node::{Daemon, Place, alone, is_alive, signal_pid, until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -203,7 +204,7 @@ fn b44_a_spawn_says_what_is_wrong_with_it_and_the_list_shows_each_worker_as_it_i
         let nobody = ["worker", "spawn", "--model", "bees/Unknown"];
         person.fails(&nobody, "MODEL_NOT_FOUND").tells(&["bees/Unknown"]);
         assert_eq!(person.types(&["worker", "spawn"]).code, Some(2), "a model must be named");
-        assert_eq!(spawns(&place), 0);
+        assert_eq!(place.spawns(), 0);
 
         person.does(&spawn(&["--slots", "2", "--ctx", "512"]));
         let listed = person.does(&["workers", "list"]).out;
@@ -212,10 +213,10 @@ fn b44_a_spawn_says_what_is_wrong_with_it_and_the_list_shows_each_worker_as_it_i
         for word in [id, "here", "ready", &model, "CPU-0", "0/2", "512", "MiB"] {
             assert!(listed.contains(word), "no `{word}` in {listed}");
         }
-        assert!(is_alive(worker["pid"].as_i64().unwrap() as i32));
+        assert!(is_alive(pid_of(&worker)));
         // The same again is the same worker.
         person.does(&spawn(&["--slots", "2", "--ctx", "512"]));
-        assert_eq!((daemon.workers().len(), spawns(&place)), (1, 1));
+        assert_eq!((daemon.workers().len(), place.spawns()), (1, 1));
     });
 }
 

@@ -1,6 +1,6 @@
 //! Bytes that were changed behind the store's back: noticed at the next use, and by `verify`.
 
-use super::{COMMIT, add, cached, flip, model, open, own, touch};
+use super::{COMMIT, ID, add, cached, flip, model, open, own, stocked, touch};
 use rbee::model::{Fetched, Reference, Store, Verdict, Verified};
 use rbee::wire::Code;
 use rbee::wire::Failure;
@@ -8,8 +8,6 @@ use rbee::wire::job::JobEvent;
 use std::path::Path;
 use std::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-
-const ID: &str = "hf:org/repo:Q4_K_M";
 
 /// What one who is about to use the model gets, and what was narrated.
 async fn ready(store: &Store, name: &str) -> (Result<Option<Fetched>, Failure>, String) {
@@ -42,10 +40,7 @@ fn is_found(store: &Store, name: &str) -> bool {
 
 #[tokio::test]
 async fn a_touched_file_is_read_once_more_and_then_believed() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let link = cached(dir.path(), COMMIT, "m.gguf", &model(1));
-    add(&store, ID, &[("m.gguf", &link)]);
+    let (dir, store, link) = stocked();
     assert_eq!(ready(&store, "org/repo").await.1, "", "as it was: no word, no reading");
     touch(&link);
     assert!(!is_found(&store, ID), "not known to be right");
@@ -57,10 +52,7 @@ async fn a_touched_file_is_read_once_more_and_then_believed() {
 
 #[tokio::test]
 async fn other_bytes_of_the_same_length_are_refused_until_they_are_fetched_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let link = cached(dir.path(), COMMIT, "m.gguf", &model(1));
-    add(&store, ID, &[("m.gguf", &link)]);
+    let (dir, store, link) = stocked();
     assert_eq!(store.names().len(), 1);
     flip(&link);
     touch(&link);
@@ -77,10 +69,7 @@ async fn other_bytes_of_the_same_length_are_refused_until_they_are_fetched_again
 
 #[tokio::test]
 async fn a_file_that_grew_is_damaged_without_being_read_and_a_cancel_decides_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let link = cached(dir.path(), COMMIT, "m.gguf", &model(1));
-    add(&store, ID, &[("m.gguf", &link)]);
+    let (_dir, store, link) = stocked();
     touch(&link);
     let cancelled = CancellationToken::new();
     cancelled.cancel();
@@ -175,10 +164,7 @@ async fn verify_reads_every_byte_and_says_which_file_is_wrong() {
 
 #[tokio::test]
 async fn a_pipe_in_the_place_of_a_model_keeps_nobody_waiting() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let link = cached(dir.path(), COMMIT, "m.gguf", &model(1));
-    add(&store, ID, &[("m.gguf", &link)]);
+    let (_dir, store, link) = stocked();
     let blob = link.canonicalize().unwrap();
     std::fs::remove_file(&blob).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);

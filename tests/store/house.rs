@@ -1,6 +1,7 @@
 //! What a person sees of it: the commands, through a daemon of their own, and aliases through the OpenAI routes.
 
-use super::{COMMIT, add, branch, cached, flip, model, open};
+use super::{COMMIT, ID, add, branch, cached, flip, model, open};
+use crate::support::fleet::{CHAT, served};
 use crate::support::node::{Daemon, Job, Place, RBEE, alone, chat, repeat, said, until};
 use rbee::wire::Code;
 use serde_json::{Value, json};
@@ -9,8 +10,6 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
-
-const ID: &str = "hf:org/repo:Q4_K_M";
 
 /// A store with a model as the hub's tools lay it, in the place's own folders, before any daemon is there.
 fn furnish(place: &Place) -> std::path::PathBuf {
@@ -70,14 +69,14 @@ fn an_alias_works_wherever_a_model_is_named() {
         assert!(table.contains("small") && table.contains("not there yet"), "{table}");
 
         for name in ["small", "SMALL", "org/repo", "hf:org/repo:q4_k_m", "org/repo:m-Q4_K_M.gguf", ID] {
-            let answer = serve.post("/v1/chat/completions", &chat(name, 2, false));
+            let answer = serve.post(CHAT, &chat(name, 2, false));
             assert_eq!(answer.status, 200, "{name}: {answer:?}");
         }
         assert_eq!(serve.workers().len(), 1, "all of them are one model");
         assert_eq!(serve.workers()[0]["model"], ID);
         assert_eq!(serve.get("/v1/models/small").json()["id"], "small");
         assert_eq!(serve.get("/v1/models/org%2Frepo").json()["id"], ID);
-        let unknown = serve.post("/v1/chat/completions", &chat("later", 2, false)).failure();
+        let unknown = serve.post(CHAT, &chat("later", 2, false)).failure();
         assert_eq!(unknown.code, Code::ModelNotFound);
         let run = value(&place, &serve, &["run", "-m", "small", "--max-tokens", "2", "Hi"]);
         assert_eq!(run["model"], ID);
@@ -96,7 +95,7 @@ fn an_alias_works_wherever_a_model_is_named() {
 
         assert!(answers(&place, &serve, &["model", "alias", "--remove", "small"]).contains("no longer"));
         assert_eq!(listed(&serve), [ID]);
-        let unknown = serve.post("/v1/chat/completions", &chat("small", 2, false)).failure();
+        let unknown = serve.post(CHAT, &chat("small", 2, false)).failure();
         assert_eq!(unknown.code, Code::ModelNotFound);
         assert_eq!(value(&place, &serve, &["model", "unalias", "later"])["model"], "hf:org/other:Q8_0");
     });
@@ -107,8 +106,7 @@ fn a_model_is_removed_when_nobody_uses_it_and_ones_own_file_stays() {
     alone(|| {
         let place = Place::new();
         let link = furnish(&place);
-        let serve = Daemon::start(&place, "serve", &[]);
-        let mine = serve.register(&place, None);
+        let (serve, mine) = served(&place, &[]);
         let spawned = serve.job(&json!({"operation": "worker_spawn", "model": "org/repo"})).done().clone();
         let operation = json!({"operation": "model_delete", "id": "org/repo"});
         let refused = serve.job(&operation).find("error").unwrap().clone();
@@ -221,7 +219,7 @@ fn wrong_bytes_are_refused_by_spawn_told_by_verify_and_not_offered() {
         let table = answers(&place, &serve, &["model", "verify"]);
         assert!(table.contains("m-Q4_K_M.gguf") && table.contains("ok"), "{table}");
         flip(&link);
-        let failure = serve.post("/v1/chat/completions", &chat("org/repo", 2, false)).failure();
+        let failure = serve.post(CHAT, &chat("org/repo", 2, false)).failure();
         assert_eq!(failure.code, Code::ChecksumMismatch);
         assert!(failure.message.contains(&format!("rbee model download {ID}")), "{failure}");
         until("it is not offered any more", || {
@@ -242,7 +240,7 @@ fn wrong_bytes_are_refused_by_spawn_told_by_verify_and_not_offered() {
 
         flip(&link);
         answers(&place, &serve, &["model", "verify"]);
-        assert_eq!(serve.post("/v1/chat/completions", &chat(ID, 2, false)).status, 200);
+        assert_eq!(serve.post(CHAT, &chat(ID, 2, false)).status, 200);
     });
 }
 

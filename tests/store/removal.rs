@@ -1,6 +1,6 @@
 //! What a removal takes and what it leaves, and what pruning finds.
 
-use super::{COMMIT, OTHER_COMMIT, REPO, add, branch, cached, digest, model, open, own};
+use super::{COMMIT, ID, OTHER_COMMIT, REPO, add, branch, cached, digest, model, open, own, stocked};
 use rbee::model::{PruneKind, Reference, Removal, Store};
 use rbee::wire::{Code, Failure};
 use rustix::fs::FlockOperation;
@@ -33,7 +33,7 @@ async fn shared_bytes_go_with_their_last_user_and_so_do_folders_and_branches() {
     let pulled = branch(root, "v1", OTHER_COMMIT);
     let one = cached(root, COMMIT, "m.gguf", &bytes);
     let two = cached(root, OTHER_COMMIT, "sub/m.gguf", &bytes);
-    add(&store, "hf:org/repo:Q4_K_M", &[("m.gguf", &one)]);
+    add(&store, ID, &[("m.gguf", &one)]);
     add(&store, "hf:org/repo:sub/m.gguf@v1", &[("sub/m.gguf", &two)]);
 
     assert_eq!(freed(&store, "org/repo:q4_k_m").await, 0, "the other needs them");
@@ -55,7 +55,7 @@ async fn bytes_that_another_tool_uses_stay() {
     let theirs = cached(root, OTHER_COMMIT, "deep/er/m.gguf", &bytes);
     let beside = cached(root, COMMIT, "README.md", b"theirs");
     let main = branch(root, "main", COMMIT);
-    add(&store, "hf:org/repo:Q4_K_M", &[("m.gguf", &ours)]);
+    add(&store, ID, &[("m.gguf", &ours)]);
     assert_eq!(freed(&store, REPO).await, 0);
     assert_eq!(std::fs::read(theirs).unwrap(), bytes);
     assert!(!ours.is_symlink() && beside.exists() && main.exists(), "their snapshot is still there");
@@ -69,7 +69,7 @@ async fn a_link_that_two_models_use_stays_for_the_other_and_all_parts_go() {
     let one = cached(root, COMMIT, "m-00001-of-00002.gguf", &first);
     let two = cached(root, COMMIT, "m-00002-of-00002.gguf", &second);
     let parts = [("m-00001-of-00002.gguf", one.as_path()), ("m-00002-of-00002.gguf", two.as_path())];
-    let stored = add(&store, "hf:org/repo:Q4_K_M", &parts);
+    let stored = add(&store, ID, &parts);
     assert_eq!(stored.info.size_bytes, (first.len() + second.len()) as u64);
     add(&store, "hf:org/repo:m-00001-of-00002.gguf", &parts[..1]);
     assert_eq!(freed(&store, "org/repo:Q4_K_M").await, second.len() as u64);
@@ -102,7 +102,7 @@ async fn nothing_outside_of_the_cache_is_removed_whatever_a_record_says() {
     assert_eq!(freed(&store, REPO).await, bytes.len() as u64);
     assert!(branches.join("main").exists() && !sound.is_symlink());
     for path in [&outside, &dotted, &away, &link, &folder.join("m.gguf"), &store_file(root, &bytes)] {
-        add(&store, "hf:org/repo:Q4_K_M", &[("m.gguf", path)]);
+        add(&store, ID, &[("m.gguf", path)]);
         let removal = remove(&store, REPO).await.unwrap().unwrap();
         assert_eq!((removal.bytes_freed, removal.kept.len()), (0, 1), "{path:?}: {removal:?}");
         assert!(outside.exists(), "{path:?}");
@@ -129,7 +129,7 @@ async fn a_removal_is_refused_while_the_model_is_used_or_not_named_exactly() {
     let (root, one, two) = (dir.path(), model(1), model(2));
     let store = open(root);
     let (a, b) = (cached(root, COMMIT, "a.gguf", &one), cached(root, COMMIT, "b.gguf", &two));
-    add(&store, "hf:org/repo:Q4_K_M", &[("a.gguf", &a)]);
+    add(&store, ID, &[("a.gguf", &a)]);
     add(&store, "hf:org/repo:Q8_0", &[("b.gguf", &b)]);
     store.set_alias("small", Reference::parse("org/repo:Q4_K_M").unwrap()).unwrap();
 
@@ -147,11 +147,8 @@ async fn a_removal_is_refused_while_the_model_is_used_or_not_named_exactly() {
 
 #[tokio::test]
 async fn a_removal_that_was_cut_short_can_be_asked_for_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let (root, bytes) = (dir.path(), model(1));
-    let store = open(root);
-    let link = cached(root, COMMIT, "m.gguf", &bytes);
-    add(&store, "hf:org/repo:Q4_K_M", &[("m.gguf", &link)]);
+    let (dir, store, link) = stocked();
+    let root = dir.path();
     std::fs::remove_file(link.canonicalize().unwrap()).unwrap();
     assert!(store.list().is_empty());
     assert_eq!(freed(&store, REPO).await, 0);
@@ -160,11 +157,8 @@ async fn a_removal_that_was_cut_short_can_be_asked_for_again() {
 
 #[test]
 fn pruning_finds_what_nobody_is_at_and_nothing_of_other_tools() {
-    let dir = tempfile::tempdir().unwrap();
-    let (root, bytes) = (dir.path(), model(1));
-    let store = open(root);
-    let link = cached(root, COMMIT, "m.gguf", &bytes);
-    add(&store, "hf:org/repo:Q4_K_M", &[("m.gguf", &link)]);
+    let (dir, store, link) = stocked();
+    let root = dir.path();
     let gone = cached(root, OTHER_COMMIT, "gone.gguf", &model(2));
     add(&store, "hf:org/repo:Q8_0", &[("gone.gguf", &gone)]);
     std::fs::remove_file(gone.canonicalize().unwrap()).unwrap();
@@ -204,5 +198,5 @@ fn pruning_finds_what_nobody_is_at_and_nothing_of_other_tools() {
     assert!(busy.exists() && of_busy.exists() && theirs.exists() && link.exists() && !gone.is_symlink());
     assert_eq!(store.prune(true).unwrap().items, []);
     let ids: Vec<String> = open(root).list().into_iter().map(|model| model.id).collect();
-    assert_eq!(ids, ["hf:org/repo:Q4_K_M"]);
+    assert_eq!(ids, [ID]);
 }

@@ -14,10 +14,14 @@ pub use repo::Repo;
 
 use connection::Connection;
 use fault::Script;
+use rbee::model::{Digest, HubFile, Kind, Recipe};
+use rbee::pkgbuild::Places;
+use sha2::Digest as _;
 use site::{Links, World};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -31,6 +35,38 @@ use tokio_rustls::TlsAcceptor;
 pub const REPO: &str = "org/tiny";
 pub const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
 pub const FILE: &str = "tiny.gguf";
+
+/// The recipe of its model.
+pub fn recipe(bytes: &[u8]) -> Recipe {
+    Recipe {
+        id: "tiny".into(),
+        kind: Kind::Model,
+        name: "Tiny".into(),
+        description: "noise".into(),
+        license: "CC0-1.0".into(),
+        context: 2048,
+        size: bytes.len() as u64,
+        sha256: Digest::of(sha2::Sha256::new_with_prefix(bytes)),
+        file: FILE.into(),
+        makedepends: Vec::new(),
+        hub: Some(HubFile { repo: REPO.into(), revision: REVISION.into(), file: FILE.into() }),
+        pkgbuild: "pkgname=tiny\npkgver=1\npkgrel=1\narch=(any)\npackage() { echo nothing here; false; }\n"
+            .into(),
+    }
+}
+
+/// Where a store below this folder builds what a recipe says.
+pub fn places(root: &Path) -> Places {
+    Places {
+        work: root.join("builds"),
+        sources: root.join("sources"),
+        logs: root.join("logs"),
+        trees: root.join("run"),
+        env: Vec::new(),
+        rung_max: None,
+        shim: None,
+    }
+}
 
 const ANYWHERE: &str = "127.0.0.1:0";
 /// Nothing that a test waits for takes as long.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
@@ -80,7 +81,7 @@ pub fn slow() -> Tiny {
 
 /// A model with room for answers that last until somebody ends them; see [`ENDLESS`].
 pub fn roomy() -> Tiny {
-    Tiny { context: 131_072, ..Tiny::default() }
+    Tiny { context: 131_072, endless: true, ..Tiny::default() }
 }
 
 /// Tokens of an answer that no test waits for.
@@ -345,9 +346,14 @@ impl Daemon {
     /// Starts a job and follows it to its end.
     #[track_caller]
     pub fn job(&self, operation: &Value) -> Job {
+        self.follow(&self.begin(operation))
+    }
+
+    /// Starts a job; its id.
+    #[track_caller]
+    pub fn begin(&self, operation: &Value) -> String {
         let accepted = self.post("/v1/jobs", operation).json();
-        let id = accepted["job_id"].as_str().unwrap_or_else(|| panic!("{operation}: {accepted}")).to_owned();
-        self.follow(&id)
+        accepted["job_id"].as_str().unwrap_or_else(|| panic!("{operation}: {accepted}")).to_owned()
     }
 
     pub fn follow(&self, id: &str) -> Job {
@@ -390,14 +396,6 @@ impl Daemon {
 
     pub fn workers(&self) -> Vec<Value> {
         self.get("/v1/workers").json()["workers"].as_array().unwrap().clone()
-    }
-
-    /// Spawns a worker for the place's model with one slot of all its room.
-    #[track_caller]
-    pub fn spawn_roomy(&self, model: &str) -> Value {
-        let operation =
-            json!({"operation": "worker_spawn", "model": model, "slots": 1, "ctx": ENDLESS + 1_000});
-        self.job(&operation).done().clone()
     }
 
     /// Asks in bytes of the caller's own, for what the client would never send; gives the status.
@@ -620,6 +618,13 @@ pub fn repeat(what: &str, mut kill: impl FnMut() -> Duration) {
         took[took.len() / 2],
         took[took.len() - 1]
     );
+}
+
+/// A file of this mode, and the folders that it takes.
+pub fn write(path: &Path, text: &str, mode: u32) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// An output's two streams as text.

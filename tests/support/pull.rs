@@ -67,9 +67,7 @@ impl Puller {
 
     /// Begins to; the job's id.
     pub fn begin(&self, reference: &str) -> String {
-        let accepted =
-            self.hive().post("/v1/jobs", &json!({"operation": "model_download", "model": reference}));
-        accepted.json()["job_id"].as_str().unwrap_or_else(|| panic!("{accepted:?}")).to_owned()
+        self.hive().begin(&json!({"operation": "model_download", "model": reference}))
     }
 
     /// Where the model lies after it was fetched.

@@ -1,5 +1,6 @@
 //! Process trees for tests: under the real binary's shim, held by a process that can be killed, as root and as nobody.
 
+use super::survivors::{block_on, rbee};
 use rbee::process::{self, Exit, Lines, Output, Spec, Tree};
 use rbee::wire::job::Receipt;
 use std::io::{BufRead, BufReader};
@@ -13,15 +14,6 @@ const TREE_MAX: Duration = Duration::from_secs(60);
 const HOLD: &str = "RBEE_TEST_TREE";
 const USER: &str = "RBEE_TEST_AS_NOBODY";
 const NOBODY: u32 = 65534;
-
-pub fn rbee() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_rbee"))
-}
-
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(future)
-}
 
 /// A shell's script as a tree.
 pub fn script(id: &str, script: &str) -> Spec {

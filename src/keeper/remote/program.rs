@@ -18,8 +18,15 @@ const SUM: &str = "(sha256sum \"$0\" || shasum -a 256 \"$0\" || openssl dgst -sh
 /// `cargo` may be where rustup puts it and only an interactive shell looks.
 const TOOLS: &str = "PATH=\"$HOME/.cargo/bin:$PATH\"; for tool in cargo cmake make; do command -v $tool >/dev/null || echo $tool; done; \
                      command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || echo c++";
-const BUILD: &str = "PATH=\"$HOME/.cargo/bin:$PATH\" && cd \"$0\"/source/* && cargo build --release --locked && \
-                     cp target/*/release/rbee \"$0/rbee\"";
+/// Without a terminal nothing over there hears of a connection that ends, and a build goes on for an hour: so one of its own
+/// processes reads what never comes, and at its end kills them all. They are known by their group, which sshd makes for every
+/// command; where a server makes none, it is not ours to kill.
+const BUILD: &str = "exec 3<&0; { cat <&3; set -- $(ps -o pgid= -p $$ | grep . || cut -d ' ' -f 5 /proc/$$/stat); \
+                     case $1 in $$|$PPID) kill -KILL 0;; esac; } >/dev/null 2>&1 & watch=$!; exec 3<&- </dev/null; \
+                     PATH=\"$HOME/.cargo/bin:$PATH\" && cd \"$0\"/source/* && cargo build --release --locked && \
+                     cp target/*/release/rbee \"$0/rbee\"; code=$?; kill $watch 2>/dev/null; exit $code";
+/// What was cut off a moment ago may still be writing.
+const REMOVE: &str = "rm -rf \"$0\" 2>/dev/null || { sleep 1; rm -rf \"$0\"; }";
 
 /// Where it arrives; gone in any case when the install has ended.
 pub struct Arrived {
@@ -37,7 +44,7 @@ impl Arrived {
 
     pub async fn remove(&self, ssh: &Ssh<'_>) {
         // What is left if even this fails is a file in the home directory; the failure before is what matters.
-        let _ = ssh.run(&format!("rm -rf {}", quoted(&self.folder)), Input::Nothing, false).await;
+        let _ = ssh.run(&line(&["sh", "-c", REMOVE, &self.folder]), Input::Nothing, false).await;
     }
 }
 
@@ -115,7 +122,7 @@ async fn build(ssh: &Ssh<'_>, facts: &Facts, to: &Arrived, render: &Render) -> R
     if !ended.is_done() {
         return Err(wrapped("unpacking the source", last_line(&ended.stderr)));
     }
-    let ended = ssh.run(&line(&["sh", "-c", BUILD, &to.folder]), Input::Nothing, true).await?;
+    let ended = ssh.run(&line(&["sh", "-c", BUILD, &to.folder]), Input::Held, true).await?;
     if !ended.is_done() {
         return Err(wrapped("building", last_line(&ended.stderr)));
     }

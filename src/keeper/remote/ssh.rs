@@ -34,6 +34,8 @@ pub struct Ssh<'a> {
 /// What a command gets to read.
 pub enum Input {
     Nothing,
+    /// Nothing either, but its end: over there, that is the connection's.
+    Held,
     Text(String),
     File(File),
 }
@@ -95,6 +97,7 @@ impl<'a> Ssh<'a> {
         ssh.arg("--").arg(self.host()).arg(command);
         let (stdin, text) = match input {
             Input::Nothing => (Stdio::null(), None),
+            Input::Held => (Stdio::piped(), None),
             Input::File(file) => (Stdio::from(file), None),
             Input::Text(text) => (Stdio::piped(), Some(text)),
         };
@@ -106,7 +109,9 @@ impl<'a> Ssh<'a> {
         if self.render.is_verbose() {
             self.render.say(&format!("ssh {}: {}", self.host(), printable(command)));
         }
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        // One that is held is dropped only when the command has ended.
+        let stdin = text.as_ref().and_then(|_| child.stdin.take());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let feeding = async {
             if let (Some(mut stdin), Some(text)) = (stdin, text) {
                 // A command that reads nothing is no failure of the one who writes.

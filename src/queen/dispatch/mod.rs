@@ -36,6 +36,8 @@ pub const REDIRECTS_MAX: u32 = 8;
 pub const SPAWNS_MAX: u32 = 3;
 /// Plans that came to nothing because somebody was quicker, before a request is given up.
 pub const RACES_MAX: u32 = 32;
+/// After such a plan, how long the word of what has happened is waited for.
+pub const RACE_NEWS_MAX: Duration = Duration::from_millis(250);
 /// How long a model's slots stay full before it gets another worker where there is room.
 pub const GROW_AFTER: Duration = Duration::from_secs(2);
 /// And how long it gets none after one could not be started.
@@ -249,8 +251,18 @@ impl Dispatcher {
             let wait = match self.decide(want, &known, number, &tries.refused)? {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(plan) => {
+                    tries.may_spawn(want)?;
+                    let away = |is_away| {
+                        number.inspect(|number| self.state().queue.set_away(*number, is_away));
+                        self.changed.send_replace(());
+                    };
+                    away(true);
                     let outcome = self.spawn(want, &plan, tell).await;
-                    tries.spawned(want, &plan, outcome)?;
+                    away(false);
+                    if tries.spawned(&plan, outcome)? == Spawned::LostARace {
+                        // What has come already is enough; nothing is missed by a look in vain.
+                        let _ = tokio::time::timeout(RACE_NEWS_MAX, fleet.changed()).await;
+                    }
                     continue;
                 }
                 Placed::Refused(failure) => return Err(tries.first_failure.unwrap_or(failure)),
@@ -403,12 +415,12 @@ impl Dispatcher {
             refused: &[],
         };
         let verdicts = placement::verdicts(want, &view);
-        let decision = placement::choose(want, &view, &verdicts);
+        let decision = placement::decide(want, &view);
         let without: Vec<&str> = fleet
             .hives
             .keys()
             .map(String::as_str)
-            .filter(|name| !holders.iter().any(|hive| hive.name == *name))
+            .filter(|name| !holders.iter().any(|holder| holder.hive.name == *name))
             .collect();
         let missing = without.iter().map(|name| {
             json!({"hive": name, "verdict": "no", "reason": format!("{name} does not have the model")})
@@ -430,23 +442,32 @@ struct Tries {
     first_failure: Option<Failure>,
 }
 
+/// What came of a spawn, if it is worth another look.
+#[derive(Debug, PartialEq, Eq)]
+enum Spawned {
+    Ready,
+    /// Somebody else was quicker, or a hive left.
+    LostARace,
+    /// Not there; perhaps elsewhere.
+    Refused,
+}
+
 impl Tries {
+    /// Whether one more worker may be started for this request.
+    fn may_spawn(&self, want: &Want) -> Result<(), Failure> {
+        if self.spawns < SPAWNS_MAX {
+            return Ok(());
+        }
+        let what = format!("{} workers for `{}` were gone as soon as they were up", self.spawns, want.model);
+        Err(Failure::new(Code::WorkerLost, what))
+    }
+
     /// After a spawn: look again, or give up.
-    fn spawned(
-        &mut self,
-        want: &Want,
-        plan: &placement::Spawn,
-        outcome: Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    fn spawned(&mut self, plan: &placement::Spawn, outcome: Result<(), Failure>) -> Result<Spawned, Failure> {
         let failure = match outcome {
             Ok(()) => {
                 self.spawns += 1;
-                if self.spawns < SPAWNS_MAX {
-                    return Ok(());
-                }
-                let what =
-                    format!("{} workers for `{}` ended as soon as they were up", self.spawns, want.model);
-                return Err(Failure::new(Code::WorkerLost, what));
+                return Ok(Spawned::Ready);
             }
             Err(failure) => failure,
         };
@@ -454,13 +475,13 @@ impl Tries {
             // Somebody else was quicker, or a hive left: the next decision knows.
             Code::Conflict | Code::HiveLost | Code::HiveNotFound | Code::ShuttingDown => {
                 self.races += 1;
-                if self.races > RACES_MAX { Err(failure) } else { Ok(()) }
+                if self.races > RACES_MAX { Err(failure) } else { Ok(Spawned::LostARace) }
             }
             // Its hive knows better than we did; another one may have room.
             Code::InsufficientMemory | Code::BackendUnavailable | Code::ModelNotFound => {
                 self.refused.push((plan.hive.clone(), plan.device.clone()));
                 self.first_failure.get_or_insert(failure);
-                Ok(())
+                Ok(Spawned::Refused)
             }
             _ => Err(failure),
         }

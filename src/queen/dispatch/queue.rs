@@ -27,6 +27,8 @@ pub struct Waiting {
     pub want: Want,
     since: Instant,
     claim: Option<Claim>,
+    /// It waits for a spawn of its own, and for nothing else: whoever comes later may go first meanwhile.
+    is_away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,7 @@ impl Queue {
             return None;
         }
         self.arrivals += 1;
-        let waiting = Waiting { want: want.clone(), since: now, claim: None };
+        let waiting = Waiting { want: want.clone(), since: now, claim: None, is_away: false };
         self.waiting.insert(self.arrivals, waiting);
         Some(self.arrivals)
     }
@@ -63,7 +65,15 @@ impl Queue {
 
     /// Whether somebody who came before waits for the same worker.
     pub fn is_behind(&self, number: Option<u64>, suits: impl Fn(&Want) -> bool) -> bool {
-        self.earlier(number).any(|waiting| suits(&waiting.want))
+        self.earlier(number).any(|waiting| !waiting.is_away && suits(&waiting.want))
+    }
+
+    /// Notes that a request waits for a spawn of its own now, or that it is back. Its place stays.
+    pub fn set_away(&mut self, number: u64, is_away: bool) {
+        if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.is_away = is_away;
+            waiting.claim = None;
+        }
     }
 
     /// One's place among those who want the same model, the first being 1.
@@ -119,6 +129,10 @@ mod tests {
         let places =
             [(first, "a"), (other, "b"), (last, "a")].map(|(number, model)| queue.position(number, model));
         assert_eq!(places, [1, 1, 2]);
+        queue.set_away(first, true);
+        assert!(!queue.is_behind(Some(last), serves_a), "it has a worker of its own started");
+        queue.set_away(first, false);
+        assert!(queue.is_behind(Some(last), serves_a));
         queue.leave(first);
         assert!(!queue.is_behind(Some(last), serves_a));
         assert_eq!(queue.position(last, "a"), 1);

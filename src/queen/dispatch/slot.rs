@@ -60,6 +60,10 @@ impl http_body::Body for Begun {
         }
         Pin::new(&mut self.rest).poll_frame(cx)
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_end_stream()
+    }
 }
 
 /// Why an answer did not begin.

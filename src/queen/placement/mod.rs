@@ -1,12 +1,14 @@
 //! Where a request runs. Pure: what is wanted and what is known give a decision, so that every case can be a test.
 //!
 //! Every worker that has the model and every device that could get one is judged (`verdict`); what is best of them is
-//! done. In order: a worker with a free slot, by the speed a further stream may expect there; a worker that is coming up; a
+//! done (`search`). In order: a worker with a free slot, by the speed a further stream may expect there; a worker that is coming up; a
 //! full one to wait for; a new worker where there is room, or where idle ones make room (`room`); else waiting for those
 //! that are busy now. A busy or pinned worker is never evicted, and a GPU's work goes to a processor only if that was asked
 //! for.
 
 mod room;
+mod search;
+mod site;
 mod verdict;
 
 #[cfg(test)]
@@ -15,19 +17,14 @@ mod simulation;
 mod tests;
 
 pub use room::{MEMORY_MARGIN_PERCENT, Room};
+pub use site::{Holder, Site};
 pub use verdict::{Standing, Verdict, all as verdicts, suits};
 
-use crate::wire::fleet::{Device, HiveInfo, HiveState, WorkerInfo};
+use crate::wire::failure::listed;
+use crate::wire::fleet::{Device, HiveInfo, WorkerInfo};
 use crate::wire::{Code, Failure};
 use serde_json::json;
-use std::cmp::Reverse;
 use std::collections::HashMap;
-
-/// How much slower a stream is for each other one on its worker, in percent: a batch reads the weights once for all.
-const SHARE_PERCENT: u64 = 50;
-/// What a device is taken to be worth before it was measured, in bytes of weights a second.
-const SPEEDS_ASSUMED: &[(&str, u64)] = &[("cuda", 300_000_000_000), ("metal", 150_000_000_000)];
-const SPEED_ASSUMED: u64 = 20_000_000_000;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -116,7 +113,7 @@ pub struct Promise {
 #[derive(Debug, Clone, Copy)]
 pub struct View<'v> {
     /// The hives that have the model, loaded or on their disks.
-    pub holders: &'v [&'v HiveInfo],
+    pub holders: &'v [Holder<'v>],
     pub in_flight: &'v InFlight,
     pub promises: &'v [Promise],
     /// Workers that take nobody in, because a request that came earlier waits for their memory.
@@ -147,37 +144,26 @@ impl View<'_> {
     }
 }
 
+/// The best that can be done. Of a large fleet most nodes are passed over by sums that `site` holds ready: only one that
+/// could be better than the best so far is looked at closely.
 pub fn decide(want: &Want, view: &View<'_>) -> Decision {
-    choose(want, view, &verdict::all(want, view))
-}
-
-/// The best of what was judged.
-pub fn choose(want: &Want, view: &View<'_>, verdicts: &[Verdict<'_>]) -> Decision {
-    let workers = || {
-        verdicts.iter().filter_map(|verdict| match verdict {
-            Verdict::Worker { hive, worker, standing } => Some((*hive, *worker, *standing)),
-            _ => None,
-        })
-    };
-    let free = workers().filter(|(_, _, standing)| *standing == Standing::Free);
-    let expected = |(hive, worker, _): &(&HiveInfo, &WorkerInfo, Standing)| {
-        let shared = speed(hive, &worker.device) * 100 / (100 + u64::from(view.busy(worker)) * SHARE_PERCENT);
-        (shared, Reverse(view.busy(worker)), worker.slots_total)
-    };
-    if let Some((hive, worker, _)) = free.max_by_key(expected) {
+    let serving = search::Serving::look(want, view);
+    if let Some((_, hive, worker)) = serving.free {
         return Decision::Use { hive: hive.name.clone(), worker_id: worker.worker_id.clone() };
     }
-    if workers().any(|(_, _, standing)| standing == Standing::Coming) {
+    if serving.is_coming {
         return Decision::Loading;
     }
-    let spawn = best_spawn(verdicts);
-    let full = || workers().filter(|(_, _, standing)| *standing == Standing::Full);
-    if full().next().is_some() {
+    if serving.slots_total > 0 {
         return Decision::Full {
-            slots_total: full().map(|(_, worker, _)| worker.slots_total).sum(),
-            slots_busy: full().map(|(_, worker, _)| view.busy(worker).min(worker.slots_total)).sum(),
+            slots_total: serving.slots_total,
+            slots_busy: serving.slots_busy,
             // Only into room that is free: nobody has to go for a second worker of a model.
-            grow: spawn.filter(|spawn| spawn.evict.is_empty() && spawn.device.is_some()),
+            grow: search::best_spawn(
+                want,
+                view,
+                |room| matches!(room, Room::Fits { evict, .. } if evict.is_empty()),
+            ),
         };
     }
     if let Some(id) = &want.worker_id {
@@ -186,66 +172,15 @@ pub fn choose(want: &Want, view: &View<'_>, verdicts: &[Verdict<'_>]) -> Decisio
             format!("no worker {id} serves `{}`; see `rbee workers list`", want.model),
         ));
     }
-    if let Some(spawn) = spawn {
+    if let Some(spawn) = search::best_spawn(want, view, |_| true) {
         return Decision::Spawn(spawn);
     }
-    let blocked = verdicts.iter().filter_map(|verdict| match verdict {
-        Verdict::Device { hive, device, room: Room::AfterBusy { bytes, by } } => {
-            Some((*hive, *device, *bytes, by))
-        }
-        _ => None,
-    });
-    if let Some((hive, device, bytes, by)) = blocked.max_by_key(|(hive, device, ..)| speed(hive, &device.id))
-    {
-        return Decision::Blocked {
-            hive: hive.name.clone(),
-            device: device.id.clone(),
-            bytes,
-            by: by.iter().map(|worker| worker.worker_id.clone()).collect(),
-        };
-    }
-    Decision::Refuse(verdict::refusal(want, verdicts))
-}
-
-/// Where a new worker would go best: nobody evicted and nothing lowered first, then speed, then room.
-fn best_spawn(verdicts: &[Verdict<'_>]) -> Option<Spawn> {
-    let options = verdicts.iter().filter_map(|verdict| match verdict {
-        Verdict::Device { hive, device, room: Room::Fits { bytes, evict, is_lowered } } => {
-            let rank = match (is_lowered, evict.is_empty()) {
-                (false, true) => 3,
-                (false, false) => 2,
-                (true, true) => 1,
-                (true, false) => 0,
-            };
-            let spawn = (*hive, Some(*device), *bytes, evict.as_slice());
-            Some(((rank, speed(hive, &device.id), device.memory_free_bytes, Reverse(&hive.name)), spawn))
-        }
-        Verdict::Device { hive, device, room: Room::Unknown } => {
-            Some(((1, 0, device.memory_free_bytes, Reverse(&hive.name)), (*hive, None, 0, [].as_slice())))
-        }
-        _ => None,
-    });
-    let (_, (hive, device, bytes, evict)) = options.max_by(|(a, _), (b, _)| a.cmp(b))?;
-    Some(Spawn {
-        hive: hive.name.clone(),
-        device: device.map(|device| device.id.clone()),
-        bytes,
-        evict: evict.iter().map(|worker| worker.worker_id.clone()).collect(),
-    })
-}
-
-/// Measured, or what such devices are taken for.
-fn speed(hive: &HiveInfo, device: &str) -> u64 {
-    let measured = hive.speeds.iter().find(|speed| speed.device == device);
-    measured.map(|speed| speed.bytes_per_second).unwrap_or_else(|| {
-        let kind = hive.device(device).map_or("", |device| device.device_type.as_str());
-        SPEEDS_ASSUMED.iter().find(|(name, _)| *name == kind).map_or(SPEED_ASSUMED, |(_, speed)| *speed)
-    })
+    search::fastest_blocked(want, view).unwrap_or_else(|| Decision::Refuse(verdict::refusal(want, view)))
 }
 
 /// Why nobody can have the model, where no hive has it at all or the one that was named is not there.
 pub fn nowhere(want: &Want, fleet: &[&HiveInfo]) -> Failure {
-    let names = || fleet.iter().map(|hive| hive.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = || listed(fleet.iter().map(|hive| &hive.name));
     if fleet.is_empty() {
         return Failure::new(
             Code::BackendUnavailable,
@@ -268,11 +203,8 @@ pub fn nowhere(want: &Want, fleet: &[&HiveInfo]) -> Failure {
     let mut known: Vec<&str> = on_asked.clone().flat_map(|hive| &hive.models).map(String::as_str).collect();
     known.sort_unstable();
     known.dedup();
-    let known = if known.is_empty() {
-        "there is none yet".into()
-    } else {
-        format!("there are: {}", known.join(", "))
-    };
+    let known =
+        if known.is_empty() { "there is none yet".into() } else { format!("there are: {}", listed(known)) };
     let place =
         want.hive.as_ref().map_or_else(|| "no node has".to_owned(), |name| format!("{name} does not have"));
     Failure::new(
@@ -284,8 +216,4 @@ pub fn nowhere(want: &Want, fleet: &[&HiveInfo]) -> Failure {
 /// Whether a request may run there at all, by what it named.
 fn is_asked(want: &Want, hive: &HiveInfo) -> bool {
     want.hive.as_ref().is_none_or(|name| *name == hive.name)
-}
-
-fn is_open(hive: &HiveInfo) -> bool {
-    hive.state == HiveState::Online
 }

@@ -1,13 +1,14 @@
 //! Whether a device has room for a model: as it is, with idle workers gone, with less context, or when those that are busy
 //! now have ended. What is needed is the hive's own estimate, and a margin.
 
-use super::{View, Want, is_asked, is_open};
-use crate::wire::fleet::{Device, EngineInfo, HiveInfo, ShapeNeeds, WorkerInfo};
+use super::site::{Holder, Place};
+use super::{View, Want, is_asked};
+use crate::wire::fleet::{Device, EngineInfo, HiveInfo, ModelNeeds, ShapeNeeds, WorkerInfo};
 
 /// What an estimate may be wrong by, and what other programs may want meanwhile.
 pub const MEMORY_MARGIN_PERCENT: u64 = 5;
 /// Graphics processors, the better first.
-const GPU_KINDS: &[&str] = &["cuda", "metal"];
+pub const GPU_KINDS: &[&str] = &["cuda", "metal"];
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Room<'v> {
@@ -41,49 +42,101 @@ pub enum Room<'v> {
     Refused,
 }
 
-/// The devices of a hive with what they could do for a request.
-pub fn rooms<'v>(
-    want: &Want,
-    view: &View<'v>,
-    hive: &'v HiveInfo,
-    gpu: Option<&str>,
-) -> Vec<(&'v Device, Room<'v>)> {
-    let best = best_kind(hive);
-    let mut of_best = 0;
-    let mut rooms = Vec::with_capacity(hive.devices.len());
-    for device in &hive.devices {
-        let number = of_best;
-        of_best += usize::from(device.device_type == best);
-        let is_wanted = match want.device.as_deref() {
-            None => device.device_type == best,
-            Some(word) => {
-                let is_number = device.device_type == best && word.parse() == Ok(number);
-                is_number || is_device(word, device, &hive.engines)
-            }
-        };
-        let room = if !is_wanted {
-            Room::Other
-        } else if !has_engine(want, hive, device) {
-            Room::NoEngine
-        } else if view.has_refused(hive, device) {
-            Room::Refused
-        } else if let Some(gpu) = gpu.filter(|_| want.device.is_none() && !is_gpu(device)) {
-            Room::HasGpu(gpu.to_owned())
-        } else {
-            on_device(want, view, hive, device)
-        };
-        rooms.push((device, room));
-    }
-    rooms
+/// How good a spawn at some place would be: nobody evicted and nothing lowered first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    LoweredByEviction,
+    Lowered,
+    ByEviction,
+    AsWished,
 }
 
-fn on_device<'v>(want: &Want, view: &View<'v>, hive: &'v HiveInfo, device: &'v Device) -> Room<'v> {
+impl Grade {
+    pub fn of(evicts: bool, is_lowered: bool) -> Self {
+        match (evicts, is_lowered) {
+            (false, false) => Grade::AsWished,
+            (true, false) => Grade::ByEviction,
+            (false, true) => Grade::Lowered,
+            (true, true) => Grade::LoweredByEviction,
+        }
+    }
+
+    /// The best that could come of a place, by sums alone: what is under way at this queen can only make it worse.
+    pub fn at_best(needs: &ModelNeeds, place: &Place) -> Option<Self> {
+        let (Some(wished), Some(least)) = (needs.shapes.first(), needs.shapes.last()) else {
+            return Some(Grade::Lowered);
+        };
+        let with_idle = place.free.saturating_add(place.idle);
+        let evicts = |shape: &ShapeNeeds| {
+            let bytes = with_margin(shape.bytes);
+            (bytes <= with_idle).then_some(bytes > place.free)
+        };
+        let as_wished = evicts(wished).map(|evicts| Grade::of(evicts, false));
+        as_wished.or_else(|| evicts(least).map(|evicts| Grade::of(evicts, true)))
+    }
+}
+
+/// Whether there could be room when those at work have ended, by sums alone.
+pub fn may_become_free(needs: &ModelNeeds, place: &Place) -> bool {
+    let held = place.free.saturating_add(place.unpinned);
+    needs.shapes.last().is_some_and(|least| with_margin(least.bytes) <= held)
+}
+
+/// Whether a request may be thought of at a place at all, whatever room there is.
+pub fn is_eligible(
+    want: &Want,
+    holder: Holder<'_>,
+    device: &Device,
+    place: &Place,
+    gpu: Option<&str>,
+) -> bool {
+    is_wanted(want, holder.hive, device, place)
+        && has_engine(want, place)
+        && (place.is_gpu || gpu.is_none() || want.device.is_some())
+}
+
+fn is_wanted(want: &Want, hive: &HiveInfo, device: &Device, place: &Place) -> bool {
+    let Some(word) = want.device.as_deref() else { return place.is_best };
+    (place.is_best && word.parse() == Ok(place.number)) || is_device(word, device, &hive.engines)
+}
+
+/// Another project's engine serves those who have said what they want.
+fn has_engine(want: &Want, place: &Place) -> bool {
+    if want.device.is_some() { place.has_engine } else { place.has_own_engine }
+}
+
+/// What a device could do for a request; `gpu` is the graphics processor for whose sake no processor is used.
+pub fn room<'v>(
+    want: &Want,
+    view: &View<'v>,
+    holder: Holder<'v>,
+    device: &'v Device,
+    place: &Place,
+    gpu: Option<&str>,
+) -> Room<'v> {
+    if !is_wanted(want, holder.hive, device, place) {
+        return Room::Other;
+    }
+    if !has_engine(want, place) {
+        return Room::NoEngine;
+    }
+    if view.has_refused(holder.hive, device) {
+        return Room::Refused;
+    }
+    if let Some(gpu) = gpu.filter(|_| want.device.is_none() && !place.is_gpu) {
+        return Room::HasGpu(gpu.to_owned());
+    }
+    on_device(want, view, holder, device)
+}
+
+fn on_device<'v>(want: &Want, view: &View<'v>, holder: Holder<'v>, device: &'v Device) -> Room<'v> {
+    let hive = holder.hive;
     let here = || hive.workers.iter().filter(|worker| worker.device == device.id);
     let is_alive = |worker: &WorkerInfo| worker.state.serves() || worker.state.is_coming();
     if here().any(|worker| worker.model == want.model && is_alive(worker)) {
         return Room::Taken;
     }
-    let shapes = hive.needs(&want.model).map_or(&[][..], |needs| needs.shapes.as_slice());
+    let shapes = holder.needs.map_or(&[][..], |needs| needs.shapes.as_slice());
     let (Some(wished), Some(least)) = (shapes.first(), shapes.last()) else { return Room::Unknown };
     let free = device.memory_free_bytes.saturating_sub(view.promised(hive, device));
     let is_idle = |worker: &&WorkerInfo| {
@@ -136,28 +189,29 @@ fn with_margin(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 100 * MEMORY_MARGIN_PERCENT)
 }
 
+/// The most that fits into so much memory and leaves the margin.
+pub fn without_margin(bytes: u64) -> u64 {
+    bytes / (100 + MEMORY_MARGIN_PERCENT) * 100
+}
+
 /// The graphics processor that could hold the model if it were empty, of all nodes that have it: as long as there is
 /// one, no processor is used unasked.
 pub fn capable_gpu(want: &Want, view: &View<'_>) -> Option<String> {
     if want.device.is_some() {
         return None;
     }
-    let asked = view.holders.iter().filter(|hive| is_asked(want, hive) && is_open(hive));
-    asked.flat_map(|hive| hive.devices.iter().map(move |device| (hive, device))).find_map(|(hive, device)| {
-        let least = hive.needs(&want.model)?.shapes.last()?;
-        let can = is_gpu(device)
-            && has_engine(want, hive, device)
-            && with_margin(least.bytes) <= device.memory_bytes;
-        can.then(|| format!("{} of {}", device.id, hive.name))
+    let asked = view.holders.iter().filter(|holder| is_asked(want, holder.hive) && holder.site.is_open);
+    asked.filter(|holder| holder.site.has_gpu).find_map(|holder| {
+        let least = holder.needs?.shapes.last()?;
+        let can =
+            |place: &Place| place.is_gpu && place.has_own_engine && with_margin(least.bytes) <= place.total;
+        let at = holder.site.places.iter().position(can)?;
+        Some(format!("{} of {}", holder.hive.devices.get(at)?.id, holder.hive.name))
     })
 }
 
-fn is_gpu(device: &Device) -> bool {
-    GPU_KINDS.contains(&device.device_type.as_str())
-}
-
 /// A GPU's, where there are both the GPU and an engine of ours for it.
-fn best_kind(hive: &HiveInfo) -> &str {
+pub fn best_kind(hive: &HiveInfo) -> &str {
     let is_ready = |kind: &&&str| {
         hive.devices.iter().any(|device| device.device_type == **kind)
             && hive.engines.iter().any(|engine| engine.kind == **kind && !engine.foreign)
@@ -172,13 +226,4 @@ pub fn is_device(word: &str, device: &Device, engines: &[EngineInfo]) -> bool {
     word.eq_ignore_ascii_case(&device.id)
         || word.eq_ignore_ascii_case(&device.device_type)
         || engines.iter().any(is_engines)
-}
-
-fn has_engine(want: &Want, hive: &HiveInfo, device: &Device) -> bool {
-    // A hive of the version before does not say; it refuses by itself.
-    let serves = |engine: &EngineInfo| {
-        let is_named = want.device.as_ref().is_some_and(|word| word.eq_ignore_ascii_case(&engine.id));
-        engine.kind == device.device_type && (!engine.foreign || is_named || want.device.is_some())
-    };
-    hive.engines.is_empty() || hive.engines.iter().any(serves)
 }

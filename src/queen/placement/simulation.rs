@@ -1,8 +1,10 @@
 //! Fleets at random, driven by the real decisions: whatever comes, memory is never given away twice, nobody busy or pinned
 //! is evicted, and whoever waits is served in the end. And what a decision costs.
 
+use super::room::Grade;
 use super::*;
-use crate::wire::fleet::{DeviceSpeed, EngineInfo, ModelNeeds, ShapeNeeds, WorkerState};
+use crate::wire::fleet::{DeviceSpeed, EngineInfo, HiveState, ModelNeeds, ShapeNeeds, WorkerState};
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 const MIB: u64 = 1 << 20;
@@ -186,8 +188,13 @@ impl World {
 
     fn decide(&self, want: &Want, place: usize) -> Decision {
         let in_flight = InFlight::new();
-        let holders: Vec<&HiveInfo> =
-            self.hives.iter().filter(|hive| hive.models.contains(&want.model)).collect();
+        let sites: Vec<Site> = self.hives.iter().map(Site::of).collect();
+        let of = |model: &str| -> Vec<Holder<'_>> {
+            let held =
+                self.hives.iter().zip(&sites).filter(|(hive, _)| hive.models.iter().any(|m| m == model));
+            held.map(|(hive, site)| Holder::of(hive, site, model)).collect()
+        };
+        let holders = of(&want.model);
         if holders.is_empty() {
             return Decision::Refuse(nowhere(want, &self.hives.iter().collect::<Vec<_>>()));
         }
@@ -202,15 +209,17 @@ impl World {
         };
         let (mut claimed, mut promises) = (Vec::new(), Vec::new());
         for (other, _) in ripe {
-            let theirs: Vec<&HiveInfo> =
-                self.hives.iter().filter(|hive| hive.models.contains(&other.model)).collect();
+            let theirs = of(&other.model);
             let blocked = decide(other, &View { holders: &theirs, ..view(&[], &[]) });
             if let Decision::Blocked { hive, device, bytes, by } = blocked {
                 claimed.extend(by);
                 promises.push(Promise { hive, device, bytes });
             }
         }
-        decide(want, &view(&claimed, &promises))
+        let view = view(&claimed, &promises);
+        let decision = decide(want, &view);
+        agrees(want, &view, &decision);
+        decision
     }
 
     /// One decision for everybody who waits, the first to come first; tells whether anybody got in.
@@ -256,6 +265,33 @@ impl World {
         }
     }
 
+    /// Puts a busy worker of another model on every device.
+    fn fill(&mut self) {
+        for hive in &mut self.hives {
+            hive.workers.clear();
+            for device in &mut hive.devices {
+                device.memory_free_bytes = 0;
+                hive.workers.push(WorkerInfo {
+                    worker_id: format!("{}-{}", hive.name, device.id),
+                    hive: hive.name.clone(),
+                    state: WorkerState::Busy,
+                    model: "another".into(),
+                    worker: String::new(),
+                    device: device.id.clone(),
+                    slots_total: 4,
+                    slots_busy: 4,
+                    ctx: 0,
+                    memory_bytes: device.memory_bytes,
+                    pid: None,
+                    started_at: 0,
+                    last_used: 0,
+                    pinned: false,
+                    url: String::new(),
+                });
+            }
+        }
+    }
+
     fn holds_what_it_has(&self) {
         for hive in &self.hives {
             for device in &hive.devices {
@@ -265,6 +301,32 @@ impl World {
             }
         }
     }
+}
+
+/// What is decided by passing most nodes over is no worse than what a look at every verdict finds.
+fn agrees(want: &Want, view: &View<'_>, decision: &Decision) {
+    let verdicts = verdicts(want, view);
+    let has = |word: &str| verdicts.iter().any(|verdict| verdict.word() == word);
+    let expected = if has("ready") {
+        matches!(decision, Decision::Use { .. })
+    } else if has("full") {
+        matches!(decision, Decision::Full { grow, .. } if grow.is_some() == has("room"))
+    } else if has("room") || has("evict") {
+        let fits = verdicts.iter().filter_map(|verdict| match verdict {
+            Verdict::Device { hive, device, room: Room::Fits { evict, is_lowered, .. } } => {
+                let grade = Grade::of(!evict.is_empty(), *is_lowered);
+                Some((grade, site::speed(hive, &device.id), device.memory_free_bytes, Reverse(&hive.name)))
+            }
+            _ => None,
+        });
+        let (_, _, _, Reverse(best)) = fits.max().expect("somebody has room");
+        matches!(decision, Decision::Spawn(spawn) if spawn.hive == *best)
+    } else if has("wait") {
+        matches!(decision, Decision::Blocked { .. })
+    } else {
+        matches!(decision, Decision::Refuse(_))
+    };
+    assert!(expected, "{want:?}: {decision:?} of {verdicts:#?}");
 }
 
 /// Rounds after which those who wait have a claim.
@@ -314,13 +376,24 @@ fn what_a_decision_costs_by_the_size_of_the_fleet() {
         }
         world.round();
         let in_flight = InFlight::new();
-        for (what, number) in [("one that is loaded", 1), ("one that is not", 19)] {
-            if what == "one that is not" {
+        let cases = [
+            ("loaded", 1, 0),
+            ("not loaded, with room somewhere", 1, 1),
+            ("not loaded, with room where others are at work", 1, 2),
+            ("too large for every node", 19, 2),
+        ];
+        for (what, number, emptied) in cases {
+            if emptied == 1 {
                 world.hives.iter_mut().for_each(|hive| hive.workers.retain(|w| w.model != model(number)));
             }
+            if emptied == 2 {
+                world.fill();
+            }
             let want = Want { model: model(number), ..Want::default() };
-            let holders: Vec<&HiveInfo> =
-                world.hives.iter().filter(|hive| hive.models.contains(&want.model)).collect();
+            let sites: Vec<Site> = world.hives.iter().map(Site::of).collect();
+            let held = world.hives.iter().zip(&sites).filter(|(hive, _)| hive.models.contains(&want.model));
+            let holders: Vec<Holder<'_>> =
+                held.map(|(hive, site)| Holder::of(hive, site, &want.model)).collect();
             let view =
                 View { holders: &holders, in_flight: &in_flight, promises: &[], claimed: &[], refused: &[] };
             let mut times: Vec<u128> = (0..1_000)
@@ -332,7 +405,7 @@ fn what_a_decision_costs_by_the_size_of_the_fleet() {
                 .collect();
             times.sort_unstable();
             println!(
-                "{nodes} hives, {} with {what}: {:.1} µs median, {:.1} µs p99",
+                "{nodes} hives, {} with a model {what}: {:.1} µs median, {:.1} µs p99",
                 holders.len(),
                 times[500] as f64 / 1e3,
                 times[990] as f64 / 1e3

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::fleet::{DeviceSpeed, EngineInfo, ModelNeeds, ShapeNeeds, WorkerState};
+use crate::wire::fleet::{DeviceSpeed, EngineInfo, HiveState, ModelNeeds, ShapeNeeds, WorkerState};
 
 const MIB: u64 = 1 << 20;
 /// What the model `m` of these tests needs as its hives wish it, and at least.
@@ -106,8 +106,17 @@ fn decided_with(
     promises: &[Promise],
     claimed: &[String],
 ) -> Decision {
-    let holders: Vec<&HiveInfo> = hives.iter().collect();
+    let sites = sites(hives);
+    let holders = holders(&sites, want);
     decide(want, &View { holders: &holders, in_flight, promises, claimed, refused: &[] })
+}
+
+fn sites(hives: &[HiveInfo]) -> Vec<(&HiveInfo, Site)> {
+    hives.iter().map(|hive| (hive, Site::of(hive))).collect()
+}
+
+fn holders<'v>(sites: &'v [(&HiveInfo, Site)], want: &Want) -> Vec<Holder<'v>> {
+    sites.iter().map(|(hive, site)| Holder::of(hive, site, &want.model)).collect()
 }
 
 fn spawned(decision: Decision) -> (String, String, Vec<String>) {
@@ -327,14 +336,16 @@ fn refusals_say_what_is_missing() {
 fn every_node_has_a_verdict_in_words() {
     let draining = HiveInfo { state: HiveState::Draining, ..hive("c", 9_000, vec![]) };
     let hives = [hive("a", 2_000, vec![]), hive("b", 9, vec![worker("w", WorkerState::Busy, 2)]), draining];
-    let holders: Vec<&HiveInfo> = hives.iter().collect();
+    let sites = sites(&hives);
+    let holders = holders(&sites, &want());
+    let want = want();
     let in_flight = InFlight::new();
     let view = View { holders: &holders, in_flight: &in_flight, promises: &[], claimed: &[], refused: &[] };
     let told: Vec<(String, &str)> =
-        verdicts(&want(), &view).iter().map(|verdict| (verdict.hive().to_owned(), verdict.word())).collect();
+        verdicts(&want, &view).iter().map(|verdict| (verdict.hive().to_owned(), verdict.word())).collect();
     let expected = [("a", "room"), ("b", "full"), ("b", "taken"), ("c", "no")];
     assert_eq!(told, expected.map(|(hive, word)| (hive.to_owned(), word)));
-    for verdict in verdicts(&want(), &view) {
+    for verdict in verdicts(&want, &view) {
         let json = verdict.json();
         assert!(json["reason"].as_str().is_some_and(|reason| reason.contains(verdict.hive())), "{json}");
     }

@@ -1,7 +1,10 @@
 //! What placement thinks of every worker and device, in words: for `rbee why`, and for a refusal that says what to do.
 
 use super::room::{self, Room};
-use super::{View, Want, is_asked, is_open, speed};
+use super::site::{Holder, speed};
+use super::{View, Want, is_asked, search};
+use crate::model::smaller::fitting;
+use crate::wire::failure::listed;
 use crate::wire::fleet::{Device, HiveInfo, HiveState, WorkerInfo};
 use crate::wire::{Code, Failure};
 use serde_json::{Value, json};
@@ -36,27 +39,32 @@ pub enum Verdict<'v> {
     },
 }
 
-/// Every node's verdict.
+/// Every node's verdict, by their names.
 pub fn all<'v>(want: &Want, view: &View<'v>) -> Vec<Verdict<'v>> {
-    let mut verdicts = Vec::with_capacity(view.holders.len() * 2);
-    let mut gpu = None;
-    for hive in view.holders.iter().copied() {
-        if !is_asked(want, hive) || !is_open(hive) {
-            verdicts.push(Verdict::Node { hive });
-            continue;
-        }
-        let of_model = hive.workers.iter().filter(|worker| worker.model == want.model);
-        verdicts.extend(of_model.map(|worker| {
-            let standing = standing(want, view, hive, worker);
-            Verdict::Worker { hive, worker, standing }
+    let mut holders: Vec<Holder<'v>> = view.holders.to_vec();
+    holders.sort_unstable_by_key(|holder| &holder.hive.name);
+    let gpu = room::capable_gpu(want, view);
+    holders.into_iter().flat_map(|holder| of_node(want, view, holder, gpu.as_deref())).collect()
+}
+
+/// The verdicts on one node: on its workers that have the model, and on its devices.
+fn of_node<'v>(want: &Want, view: &View<'v>, holder: Holder<'v>, gpu: Option<&str>) -> Vec<Verdict<'v>> {
+    let Holder { hive, site, needs } = holder;
+    if !is_asked(want, hive) || !site.is_open {
+        return vec![Verdict::Node { hive }];
+    }
+    let of_model = hive.workers.iter().filter(|worker| worker.model == want.model);
+    let on_worker = |worker: &'v WorkerInfo| {
+        let standing = standing(want, view, hive, worker);
+        Verdict::Worker { hive, worker, standing }
+    };
+    let mut verdicts: Vec<Verdict<'v>> = of_model.map(on_worker).collect();
+    if needs.is_some() {
+        let devices = hive.devices.iter().zip(&site.places);
+        verdicts.extend(devices.map(|(device, place)| {
+            let room = room::room(want, view, holder, device, place, gpu);
+            Verdict::Device { hive, device, room }
         }));
-        if hive.needs(&want.model).is_none() {
-            continue;
-        }
-        // The same for all of them, and looked for at most once.
-        let gpu = gpu.get_or_insert_with(|| room::capable_gpu(want, view)).as_deref();
-        let rooms = room::rooms(want, view, hive, gpu).into_iter();
-        verdicts.extend(rooms.map(|(device, room)| Verdict::Device { hive, device, room }));
     }
     verdicts
 }
@@ -77,7 +85,7 @@ fn is_wanted(want: &Want, hive: &HiveInfo, worker: &WorkerInfo) -> bool {
         && want.device.as_ref().is_none_or(is_device)
 }
 
-fn standing(want: &Want, view: &View<'_>, hive: &HiveInfo, worker: &WorkerInfo) -> Standing {
+pub fn standing(want: &Want, view: &View<'_>, hive: &HiveInfo, worker: &WorkerInfo) -> Standing {
     match worker.state {
         _ if !is_wanted(want, hive, worker) => Standing::Other,
         state if state.is_coming() => Standing::Coming,
@@ -87,44 +95,57 @@ fn standing(want: &Want, view: &View<'_>, hive: &HiveInfo, worker: &WorkerInfo) 
     }
 }
 
-/// Why nothing can be done: by what comes nearest.
-pub fn refusal(want: &Want, verdicts: &[Verdict<'_>]) -> Failure {
-    let devices = || {
-        verdicts.iter().filter_map(|verdict| match verdict {
-            Verdict::Device { hive, device, room } => Some((*hive, *device, room)),
-            _ => None,
-        })
-    };
-    let reasons = verdicts.iter().map(Verdict::reason).collect::<Vec<_>>().join("; ");
-    let most_free = devices().filter_map(|(hive, device, room)| match room {
-        Room::TooLittle { needed, free } => Some((hive, device, *needed, *free)),
-        _ => None,
-    });
-    if let Some((hive, device, needed, free)) = most_free.max_by_key(|(_, _, _, free)| *free) {
+/// Nodes whose reasons a refusal tells; `rbee why` tells all.
+const REASONS_MAX: usize = 8;
+
+/// Why nothing can be done, by what comes nearest.
+pub fn refusal(want: &Want, view: &View<'_>) -> Failure {
+    let gpu = room::capable_gpu(want, view);
+    let places = search::places(want, view, gpu.as_deref());
+    let open = places.filter(|(holder, _, device, _)| !view.has_refused(holder.hive, device));
+    let nearest = open.max_by_key(|(.., place)| place.free.saturating_add(place.unpinned));
+    let first = nearest.map(|(holder, ..)| holder);
+    let is_first = |holder: &Holder<'_>| first.is_some_and(|first| first.hive.name == holder.hive.name);
+    let others = view.holders.iter().copied().filter(|holder| !is_first(holder));
+    let told = first.into_iter().chain(others).take(REASONS_MAX);
+    let verdicts: Vec<Verdict<'_>> =
+        told.flat_map(|holder| of_node(want, view, holder, gpu.as_deref())).collect();
+    let mut reasons = verdicts.iter().map(Verdict::reason).collect::<Vec<_>>().join("; ");
+    if view.holders.len() > REASONS_MAX {
+        let more = view.holders.len() - REASONS_MAX;
+        reasons += &format!("; and so on, {more} more nodes: `rbee why {}`", want.model);
+    }
+    if let Some((holder, _, device, place)) = nearest
+        && let Room::TooLittle { needed, free } =
+            room::room(want, view, holder, device, place, gpu.as_deref())
+    {
+        let weights = holder.needs.map_or(0, |needs| needs.weights_bytes);
+        let room = room::without_margin(free).saturating_sub(needed.saturating_sub(weights));
+        let smaller = fitting(&want.model, weights, room);
+        let advice = match smaller {
+            Some((label, _)) => format!("The smaller quantisation {label} would fit on {}", device.id),
+            None => "Take a smaller quantisation or a smaller model".into(),
+        };
         return Failure::new(
             Code::InsufficientMemory,
             format!(
-                "no node has the memory for `{}`: {reasons}. Take a smaller quantisation or a smaller model, or stop what is pinned",
+                "no node has the memory for `{}`: {reasons}. {advice}, or stop what is pinned",
                 want.model
             ),
         )
         .with(json!({
-            "needed_bytes": needed, "available_bytes": free, "device": device.id, "hive": hive.name,
+            "needed_bytes": needed, "available_bytes": free, "device": device.id, "hive": holder.hive.name,
+            "fits_quantization": smaller.map(|(label, _)| label),
         }));
     }
-    if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Node { .. })) {
-        let draining: Vec<&str> = verdicts
-            .iter()
-            .filter_map(|verdict| match verdict {
-                Verdict::Node { hive } if hive.state == HiveState::Draining => Some(hive.name.as_str()),
-                _ => None,
-            })
-            .collect();
-        if !draining.is_empty() {
-            let names = draining.join(", ");
+    let is_shut =
+        |holder: &&Holder<'_>| is_asked(want, holder.hive) && holder.hive.state == HiveState::Draining;
+    if view.holders.iter().all(|holder| !is_asked(want, holder.hive) || !holder.site.is_open) {
+        let draining = || view.holders.iter().filter(is_shut).map(|holder| &holder.hive.name);
+        if draining().next().is_some() {
             return Failure::new(
                 Code::ShuttingDown,
-                format!("every hive that has `{}` is draining: {names}", want.model),
+                format!("every hive that has `{}` is draining: {}", want.model, listed(draining())),
             )
             .with(json!({"retry_after": 5}));
         }
