@@ -79,11 +79,14 @@ pub fn places<'v>(
     })
 }
 
+/// How good a place for a new worker is: its grade, its speed, its free memory, and the first by name of two alike.
+type Rank<'n> = (Grade, u64, u64, Reverse<&'n str>);
+
 /// Where a new worker would go best, of the rooms that will do: nobody evicted and nothing lowered first, then speed, then
 /// memory.
 pub fn best_spawn(want: &Want, view: &View<'_>, will_do: impl Fn(&Room<'_>) -> bool) -> Option<Spawn> {
     let gpu = room::capable_gpu(want, view);
-    let mut best: Option<((Grade, u64, u64, Reverse<&str>), Spawn)> = None;
+    let mut best: Option<(Rank<'_>, Spawn)> = None;
     for (holder, needs, device, place) in places(want, view, gpu.as_deref()) {
         let Some(hope) = Grade::at_best(needs, place) else { continue };
         let name = holder.hive.name.as_str();
