@@ -10,7 +10,8 @@ use rbee::wire::failure::chain;
 use rbee::{keeper, pkgbuild, process, worker};
 use std::error::Error;
 
-/// Threads of a daemon's runtime: it relays, and its work is elsewhere.
+/// Threads of a daemon's runtime, at most half the cores: it relays, and the other half is for those it relays for. Each more
+/// is woken for every request, to find that there is nothing for it to do.
 const DAEMON_THREADS_MAX: usize = 4;
 /// Threads of a worker's runtime: the engine has its own.
 const WORKER_THREADS: usize = 2;
@@ -84,7 +85,8 @@ fn catalog(settings: &Settings) -> Exit {
 }
 
 fn serving(served: impl Future<Output = Result<(), ServeError>>) -> Exit {
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DAEMON_THREADS_MAX));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = (cores / 2).clamp(1, DAEMON_THREADS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime.map(|runtime| runtime.block_on(served)) {
         Ok(Ok(())) => Exit::Done,
