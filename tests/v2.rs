@@ -202,7 +202,7 @@ fn a_task_streams_its_events_and_ends_with_its_reader() {
 
         let mut stream = queen.stream("/v2/tasks", &task(ENDLESS));
         stream.take(3);
-        assert_eq!(queen.workers()[0]["slots_busy"], 1);
+        queen.has_busy_slots(1);
         drop(stream);
         queen.has_busy_slots(0);
 

@@ -42,7 +42,8 @@ pub async fn facts(queen: &Queen, id: &str) -> Result<Value, Failure> {
     Err(Failure::new(Code::WorkerNotFound, format!("no worker {id} is running; see `rbee workers list`")))
 }
 
-async fn ask(caller: Caller, id: String) -> Result<Value, Failure> {
+/// What its hive says of a worker now; telemetry may be a moment behind.
+pub async fn ask(caller: Caller, id: String) -> Result<Value, Failure> {
     let lost = |what: String| Failure::new(Code::HiveLost, what);
     let answer = async {
         let path = format!("/v1/workers/{}", percent_encode(&id));

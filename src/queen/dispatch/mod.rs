@@ -13,6 +13,7 @@ use crate::http::{client, reply, request};
 use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Decision, Verdict, View, Want};
 use crate::queen::registry::{Registry, TELEMETRY_SILENCE_MAX};
+use crate::queen::worker_facts;
 use crate::wire::fleet::HiveInfo;
 use crate::wire::job::JobEvent;
 use crate::wire::{Code, Failure};
@@ -216,12 +217,28 @@ impl Dispatcher {
     /// Waits until the hive has said that no more of a worker's slots are busy than this queen still uses. False when that
     /// word did not come in time; another queen's requests can be the reason.
     pub async fn freed(&self, worker_id: &str) -> bool {
-        let is_free = |fleet: &Fleet| {
-            let ours = self.state().queue.in_flight.get(worker_id).copied().unwrap_or(0);
-            fleet.workers().all(|worker| worker.worker_id != worker_id || worker.slots_busy <= ours)
+        let is_free =
+            |busy: u64| busy <= self.state().queue.in_flight.get(worker_id).copied().unwrap_or(0).into();
+        let is_told = |fleet: &Fleet| {
+            fleet.workers().all(|worker| worker.worker_id != worker_id || is_free(worker.slots_busy.into()))
         };
         let mut fleet = self.registry.watch();
-        tokio::time::timeout(SLOT_FREE_MAX, fleet.wait_for(is_free)).await.is_ok()
+        let freed = async {
+            // Its hive is asked, too: what was last told may be from before the request.
+            while !self.busy_slots(worker_id).await.is_none_or(is_free) {
+                let _ = fleet.changed().await;
+            }
+            let _ = fleet.wait_for(is_told).await;
+        };
+        tokio::time::timeout(SLOT_FREE_MAX, freed).await.is_ok()
+    }
+
+    /// How many of a worker's slots its hive says are busy; none if it has gone.
+    async fn busy_slots(&self, worker_id: &str) -> Option<u64> {
+        let fleet = self.registry.fleet();
+        let hive = &fleet.workers().find(|worker| worker.worker_id == worker_id)?.hive;
+        let caller = fleet.hives.get(hive)?.caller.clone();
+        worker_facts::ask(caller, worker_id.to_owned()).await.ok()?["slots_busy"].as_u64()
     }
 
     /// Waits until telemetry has taken a lost worker out, so that the next try is not sent to it again.
