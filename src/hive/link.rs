@@ -29,9 +29,11 @@ pub const LINK_SETTLED: Duration = Duration::from_secs(10);
 pub const TICK: Duration = Duration::from_secs(1);
 /// How often free memory is looked at again.
 pub const DEVICES_EVERY: Duration = Duration::from_secs(10);
-/// How often a queen hears of nothing but how busy workers are: she counts her own requests herself, and hundreds of them
-/// a second would cost two frames each.
+/// How often a queen hears of nothing but how busy workers are, in the long run: she counts her own requests herself, and
+/// hundreds of them a second would cost two frames each.
 pub const BUSY_TOLD_EVERY: Duration = Duration::from_millis(10);
+/// And what may be told at once before that: as much as she would hear in this time.
+pub const BUSY_TOLD_BURST: Duration = Duration::from_millis(200);
 /// What a queen asks for telemetry with, by the versions that she understands; the first had no such word.
 const VERSION_PARAMETER: &str = "version";
 /// Frames that wait for a queen who reads slowly.
@@ -184,7 +186,8 @@ impl Teller {
         let mut asking: Option<JoinHandle<Vec<Device>>> = None;
         let mut draining = hive.shutdown.is_draining();
         let mut told_essence = hive.workers.essence();
-        let mut told_workers = Instant::now();
+        // Up to when the frames on how busy workers are have been paid for.
+        let mut paid = Instant::now();
         let mut is_untold = false;
         loop {
             if draining && hive.workers.infos().is_empty() {
@@ -198,19 +201,20 @@ impl Teller {
                     self.send(TelemetryV2::Draining(true)).await?;
                 }
                 _ = drained.changed() => self.send(TelemetryV2::Draining(hive.is_draining())).await?,
-                () = tokio::time::sleep_until(told_workers + BUSY_TOLD_EVERY), if is_untold => {
+                () = tokio::time::sleep_until(paid - BUSY_TOLD_BURST), if is_untold => {
                     is_untold = false;
-                    told_workers = Instant::now();
+                    paid += BUSY_TOLD_EVERY;
                     self.send(TelemetryV2::Workers(self.workers())).await?;
                 }
                 _ = workers.changed() => {
                     workers.mark_unchanged();
-                    let essence = hive.workers.essence();
-                    if essence == told_essence && told_workers.elapsed() < BUSY_TOLD_EVERY {
+                    let (essence, now) = (hive.workers.essence(), Instant::now());
+                    if essence == told_essence && paid > now + BUSY_TOLD_BURST {
                         is_untold = true;
                         continue;
                     }
-                    (told_essence, told_workers, is_untold) = (essence, Instant::now(), false);
+                    (told_essence, is_untold) = (essence, false);
+                    paid = paid.max(now) + BUSY_TOLD_EVERY;
                     self.send(TelemetryV2::Workers(self.workers())).await?;
                     // Who came or went has taken or given memory.
                     if holders != self.holders() {
