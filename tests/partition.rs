@@ -80,8 +80,14 @@ fn hives_that_are_killed_or_cut_off_are_missed_in_time_and_whole_again_when_they
     for model in &models {
         assert_eq!(queen.post(CHAT, &chat(model, 3, false)).status, 200);
     }
-    let ids: Vec<Value> =
-        nodes.iter().map(|node| workers_of(&queen, &node.name)[0]["worker_id"].clone()).collect();
+    // That it is free again is told by telemetry, which may come after the answer.
+    let only = |name: &str| {
+        until("its one worker is ready", || match &workers_of(&queen, name)[..] {
+            [worker] => Ok(worker["worker_id"].clone()),
+            workers => Err(format!("{name}: {workers:?}")),
+        })
+    };
+    let ids: Vec<Value> = nodes.iter().map(|node| only(&node.name)).collect();
     let is_whole = |node: usize, name: &str, model: &str, limit: Duration| {
         let begun = Instant::now();
         within(limit, &format!("{name} has its worker again"), || match workers_of(&queen, name) {

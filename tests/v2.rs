@@ -23,7 +23,9 @@ impl Ready {
         let (queen, hive) = fleet(&place, &[]);
         let model = queen.register(&place, None);
         assert_eq!(queen.post(CHAT, &chat(&model, 1, false)).status, 200);
-        let worker = queen.workers()[0]["worker_id"].as_str().unwrap().to_owned();
+        // That it is free again is told by telemetry, which may come after the answer.
+        let worker = queen.the_worker("it is ready", |worker| worker["state"] == "ready");
+        let worker = worker["worker_id"].as_str().unwrap().to_owned();
         Ready { queen, model, worker, _hive: hive, place }
     }
 
