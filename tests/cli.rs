@@ -105,7 +105,7 @@ Ask:
   run (infer) [PROMPT…]       one answer, streamed to stdout
   chat                        the same as a conversation, with history and line editing
   status                      queen, hives, workers, models and running jobs on one screen
-  why REF                     where a request for a model would run, and each node's verdict
+  why MODEL                   where a request for a model would run, and each node's verdict
 
 Fleet:
   hive list (ls)              the machines of the fleet

@@ -312,7 +312,9 @@ fn an_answer_is_cancelled_when_its_terminal_or_its_reader_has_gone_but_not_under
 
         let (mut child, job) = begin("8000");
         drop(child.stdout.take());
-        assert_eq!(child.wait().unwrap().code(), Some(1));
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!said(&output).1.contains("error:"), "a reader that has had enough is no error: {output:?}");
         assert_eq!(state(&daemon, &job), "cancelled");
 
         let like = place.command(&[]);

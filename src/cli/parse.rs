@@ -383,6 +383,7 @@ mod tests {
         assert_eq!(error("rbee run --top-k"), "`--top-k` needs a value: --top-k K; see `rbee help run`");
         assert!(error("rbee run --top-p 2").contains("`2` is not a number from 0 to 1"));
         assert_eq!(error("rbee model get"), "REF is missing: which model; see `rbee help model get`");
+        assert_eq!(error("rbee why"), "MODEL is missing: which model; see `rbee help why`");
         let hive = error("rbee hive");
         assert!(
             hive.contains("list, ls, get, show, install") && hive.contains("serve, start, status, stop"),

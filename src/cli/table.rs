@@ -26,6 +26,7 @@ const COMMAND: Command = Command {
     hidden: false,
 };
 
+const SERVED_MODEL: &[Positional] = &[required("MODEL", "which model")];
 const MODEL_REF: &[Positional] = &[required("REF", "which model")];
 const WORKER_ID: &[Positional] = &[required("ID", "which one: a recipe's id, or cpu, cuda, metal")];
 const PROCESS: &[Positional] = &[required("PID", "the process, by its number")];
@@ -89,7 +90,7 @@ pub static COMMANDS: &[Command] = &[
         group: Group::Ask,
         summary: "where a request for a model would run, and each node's verdict",
         details: "Exits 1 if it would be refused.",
-        positionals: MODEL_REF,
+        positionals: SERVED_MODEL,
         flags: &[&DEVICE],
         ..COMMAND
     },

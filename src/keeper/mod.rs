@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::exit::Exit;
 use crate::http::client::{AskError, ClientError};
 use crate::wire::failure::chain;
+use crate::wire::operation::ReportedOperation;
 use crate::wire::{Code, Failure};
 use render::Render;
 
@@ -57,6 +58,14 @@ impl KeeperError {
     fn is_stop(&self) -> bool {
         matches!(self, KeeperError::Interrupted | KeeperError::Terminated)
     }
+
+    /// Whether who reads our answer has had enough of it, as `head` has.
+    fn is_unread(&self) -> bool {
+        let KeeperError::Local { source, .. } = self else { return false };
+        source
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
 }
 
 impl From<AskError> for KeeperError {
@@ -82,6 +91,8 @@ pub async fn run(settings: &Settings) -> Exit {
         Err(KeeperError::Interrupted) => Exit::Interrupted,
         Err(KeeperError::Terminated) => Exit::Terminated,
         Err(KeeperError::Down) => Exit::Failed,
+        // As other commands end in a pipe: without a word.
+        Err(error) if error.is_unread() => Exit::Failed,
         Err(error @ KeeperError::Usage(_)) => {
             render.error(&error.to_string());
             Exit::Usage
@@ -113,9 +124,9 @@ async fn dispatch(settings: &Settings, render: &Render) -> Result<(), KeeperErro
         Action::HiveStart => daemons::start(settings, render, daemons::HIVE).await,
         Action::HiveStatus => daemons::status(settings, render, daemons::HIVE).await,
         Action::HiveStop => daemons::stop(settings, render, daemons::HIVE).await,
-        Action::HiveInstall => remote::install(settings, render).await,
-        Action::HiveUpdate => remote::update(settings, render).await,
-        Action::HiveUninstall => remote::uninstall(settings, render).await,
+        Action::HiveInstall => remote::run(ReportedOperation::HiveInstall, settings, render).await,
+        Action::HiveUpdate => remote::run(ReportedOperation::HiveUpdate, settings, render).await,
+        Action::HiveUninstall => remote::run(ReportedOperation::HiveUninstall, settings, render).await,
         Action::HiveList => hives::list(settings, render).await,
         Action::HiveGet => hives::get(settings, render).await,
         Action::HiveDrain => hives::drain(settings, render).await,
