@@ -10,6 +10,7 @@ use crate::support::sshd::{Account, Sshd, is_possible};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 /// The keeper, with a folder of tools before all others.
@@ -41,26 +42,44 @@ fn done(place: &Place, args: &[&str]) -> (String, String) {
     said(&output)
 }
 
+/// A queen with a key, and a machine that her person's ssh reaches, with a model on its disk.
+struct Far {
+    queen: Daemon,
+    sshd: Sshd,
+    port: String,
+    key: String,
+    host: String,
+    model: PathBuf,
+    account: Account,
+    place: Place,
+}
+
+impl Far {
+    fn start(listen: &str) -> Far {
+        let (place, account) = (Place::new(), Account::new());
+        let model = account.home.join("tiny.gguf");
+        std::fs::copy(place.model(), &model).unwrap();
+        account.give(&model);
+        let sshd = Sshd::start(&place, &account);
+        let client_key = done(&place, &["key", "create"]).0;
+        let mut queen = Daemon::start(&place, "queen serve", &["--listen", listen]);
+        queen.use_key(client_key.trim());
+        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
+        let host = format!("{}@127.0.0.1", account.name);
+        Far { queen, sshd, port, key, host, model, account, place }
+    }
+}
+
 #[test]
 fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace() {
     if !is_possible() {
         return;
     }
     alone(|| {
-        let place = Place::new();
-        let account = Account::new();
-        let model = account.home.join("tiny.gguf");
-        std::fs::copy(place.model(), &model).unwrap();
-        account.give(&model);
-        let sshd = Sshd::start(&place, &account);
-        let before = tree(&account.home);
         // As a fleet's queen: open to the network, with a key, which this account's commands need not be told.
-        let client_key = done(&place, &["key", "create"]).0;
-        let mut queen = Daemon::start(&place, "queen serve", &["--listen", "0.0.0.0:0"]);
-        queen.use_key(client_key.trim());
+        let Far { place, account, model, host, key, port, sshd, queen } = Far::start("0.0.0.0:0");
+        let before = tree(&account.home);
         let url = queen.url().replace("0.0.0.0", "127.0.0.1");
-        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
-        let host = format!("{}@127.0.0.1", account.name);
         let install = |more: &[&str]| {
             let mut words = vec!["hive", "install", "--queen", &url, "--name", "one", &host];
             words.extend(["--listen", "127.0.0.1:0"]);
@@ -260,7 +279,7 @@ fn ctrl_c_takes_back_what_was_begun_over_there() {
         let folder =
             asked().split("'/home/u/.rbee-install-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
         let removes =
-            |line: &str| line.contains("'rm -rf") && line.ends_with(&format!(".rbee-install-{folder}'"));
+            |line: &str| line.contains("; rm -rf") && line.ends_with(&format!(".rbee-install-{folder}'"));
         assert!(asked().lines().any(removes), "{}", asked());
         assert!(asked().contains("'uninstall'"), "{}", asked());
     });
@@ -301,7 +320,7 @@ fn a_hive_is_seen_when_it_comes_though_the_queen_was_restarted_while_it_was_wait
             let child = command.stderr(Stdio::piped()).spawn().unwrap();
             // The last word over there before the queen's is waited for.
             until("it is installed over there", || {
-                if asked().contains("rm -rf") { Ok(()) } else { Err(asked()) }
+                if asked().contains("du -sk") { Ok(()) } else { Err(asked()) }
             });
             child
         };
@@ -343,34 +362,25 @@ fn a_node_joins_and_serves_through_the_tunnel_that_is_advised() {
         return;
     }
     alone(|| {
-        let place = Place::new();
-        let account = Account::new();
-        let model = account.home.join("tiny.gguf");
-        std::fs::copy(place.model(), &model).unwrap();
-        account.give(&model);
-        let sshd = Sshd::start(&place, &account);
         // As advised: a key first, since everybody on that machine comes to her through the tunnel.
-        let client_key = done(&place, &["key", "create"]).0;
-        let mut queen = Daemon::start(&place, "queen serve", &[]);
-        queen.use_key(client_key.trim());
-        let (port, key) = (sshd.port.to_string(), sshd.key("ours"));
-        let host = format!("{}@127.0.0.1", account.name);
+        let far = Far::start("127.0.0.1:0");
+        let Far { queen, port, key, host, model, account, place, .. } = &far;
         // Both ends are on one machine here, so the far one has another port.
-        let far = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let forward = format!("{}:{}", far.port(), queen.address);
+        let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let forward = format!("{}:{}", there.port(), queen.address);
         let tunnel = Command::new(place.path("tools/ssh"))
-            .args(["-N", "-R", &forward, "-p", &port, "-i", &key, "-o", "ExitOnForwardFailure=yes", &host])
+            .args(["-N", "-R", &forward, "-p", port, "-i", key, "-o", "ExitOnForwardFailure=yes", host])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
         let _tunnel = Tunnel(tunnel);
         until("the tunnel is open", || {
-            std::net::TcpStream::connect(far).map(drop).map_err(|error| error.to_string())
+            std::net::TcpStream::connect(there).map(drop).map_err(|error| error.to_string())
         });
-        let (url, dial) = (queen.url(), format!("http://{far}"));
-        let mut install = vec!["hive", "install", "--queen", &url, "--name", "far", &host];
-        install.extend(["--port", &port, "--identity", &key, "--listen", "127.0.0.1:0", "--dial", &dial]);
-        let (_, told) = done(&place, &install);
+        let (url, dial) = (queen.url(), format!("http://{there}"));
+        let mut install = vec!["hive", "install", "--queen", &url, "--name", "far", host];
+        install.extend(["--port", port, "--identity", key, "--listen", "127.0.0.1:0", "--dial", &dial]);
+        let (_, told) = done(place, &install);
         assert!(told.contains("joined the queen") && told.contains("is reachable"), "{told}");
         queen.has_hives(1);
         let config = std::fs::read_to_string(account.home.join(".config/rbee/config.toml")).unwrap();
@@ -378,7 +388,7 @@ fn a_node_joins_and_serves_through_the_tunnel_that_is_advised() {
         let download = json!({"operation": "model_download", "model": model, "hive_id": "far"});
         let model = queen.job(&download).done()["id"].as_str().unwrap().to_owned();
         assert!(queen.stream("/v1/chat/completions", &chat(&model, 3, true)).rest().is_clean());
-        done(&place, &["hive", "uninstall", "far", "--queen", &url]);
+        done(place, &["hive", "uninstall", "far", "--queen", &url]);
         queen.has_hives(0);
     });
 }

@@ -291,3 +291,48 @@ fn a_hives_own_jobs_are_asked_for_at_its_address_also_after_its_restart() {
     let (code, (_, said)) = rbee(&hive, &["job", "cancel", &job.id]);
     assert!(code == Some(1) && said.contains("already ended as done"), "{said}");
 }
+
+#[test]
+fn a_job_that_is_reported_fails_when_its_report_ends_without_an_end() {
+    let place = Place::new();
+    let queen = Daemon::start(&place, "queen serve", &[]);
+    let report = |operation: &str, content_type: &'static str, body: String| {
+        let path = format!("/v1/jobs/reported?operation={operation}");
+        let mut request = client::request("POST", &path, reply::full(body)).unwrap();
+        request.headers_mut().insert("content-type", http::HeaderValue::from_static(content_type));
+        queen.request(request)
+    };
+    let refused = report("hive_install", "application/json", "{}".into());
+    assert_eq!((refused.status, refused.failure().code), (415, Code::UnsupportedMediaType));
+    let refused = report("infer", "text/event-stream", String::new());
+    assert_eq!((refused.status, refused.failure().code), (400, Code::InvalidRequest));
+    assert!(refused.failure().message.contains("hive_install"), "{:?}", refused.failure());
+    assert_eq!(queen.get("/v1/jobs").json()["jobs"], json!([]));
+
+    let step = "event: narration\ndata: {\"action\":\"a\",\"message\":\"begun\",\"level\":\"info\"}\n\n";
+    let newer = "event: hologram\ndata: {}\n\ndata: nameless\n\n";
+    let receipt = "event: cancelled\ndata: {\"clean\":true,\"processes_reaped\":2}\n\n";
+    for (end, state, words) in [
+        ("", "failed", "it has ended without a word"),
+        ("event: result\ndata: 7\n\n", "done", ""),
+        ("event: error\ndata: {\"code\":\"BUILD_FAILED\",\"message\":\"no\"}\n\n", "failed", "no"),
+        (receipt, "cancelled", ""),
+        ("event: cancelled\ndata: {\"clean\":7}\n\n", "failed", "its receipt does not read"),
+    ] {
+        let answer = report("hive_update", "text/event-stream", format!("{step}{newer}{end}"));
+        let told = String::from_utf8(answer.body.to_vec()).unwrap();
+        assert_eq!(answer.status, 200, "{told}");
+        // The answer has ended, so the job has.
+        let job = queen.get("/v1/jobs").json()["jobs"][0].clone();
+        assert!(told.contains("event: accepted") && told.contains(job["job_id"].as_str().unwrap()), "{told}");
+        assert_eq!((&job["operation"], &job["state"]), (&json!("hive_update"), &json!(state)), "{job}");
+        let message = job["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words), "`{words}` is not in {job}");
+        assert_eq!(job["receipt"]["processes_reaped"].as_u64(), (state == "cancelled").then_some(2), "{job}");
+        let replayed = queen.follow(job["job_id"].as_str().unwrap());
+        assert_eq!(
+            (replayed.events[0].0.as_str(), &replayed.events[0].1["message"]),
+            ("narration", &json!("begun"))
+        );
+    }
+}

@@ -141,6 +141,8 @@ pub enum ReadError {
     TooLong,
     #[error("the stream broke off")]
     Broken(#[source] BoxError),
+    #[error("nothing has come for {} s", .0.as_secs())]
+    Silent(Duration),
 }
 
 /// Cuts a byte stream into events. Pure, so that it can be fed anything.
@@ -229,16 +231,34 @@ where
             if let Some(event) = self.parser.next_event()? {
                 return Ok(Some(event));
             }
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Err(error)) => return Err(ReadError::Broken(error.into())),
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        self.parser.push(&bytes);
-                    }
-                }
+            let frame = self.body.frame().await;
+            if !self.takes(frame)? {
+                return Ok(None);
             }
         }
+    }
+
+    /// The same of a sender that keeps its stream alive: when not even a comment comes for so long, it is gone.
+    pub async fn next_within(&mut self, silence: Duration) -> Result<Option<Event>, ReadError> {
+        loop {
+            if let Some(event) = self.parser.next_event()? {
+                return Ok(Some(event));
+            }
+            let frame = tokio::time::timeout(silence, self.body.frame()).await;
+            if !self.takes(frame.map_err(|_| ReadError::Silent(silence))?)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether there may be more.
+    fn takes(&mut self, frame: Option<Result<Frame<Bytes>, B::Error>>) -> Result<bool, ReadError> {
+        let Some(frame) = frame else { return Ok(false) };
+        let frame = frame.map_err(|error| ReadError::Broken(error.into()))?;
+        if let Ok(bytes) = frame.into_data() {
+            self.parser.push(&bytes);
+        }
+        Ok(true)
     }
 }
 

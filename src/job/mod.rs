@@ -140,6 +140,17 @@ impl Context {
         &self.job.cancel
     }
 
+    /// Whether somebody has asked for the cancel, as against a shutdown.
+    pub fn is_asked(&self) -> bool {
+        self.job.asked.is_cancelled()
+    }
+
+    /// Somebody has cancelled it where it is done.
+    pub fn cancelled_there(&self) {
+        self.job.asked.cancel();
+        self.job.cancel.cancel();
+    }
+
     /// Ends when the cleanup should skip its grace.
     pub fn hurry(&self) -> &CancellationToken {
         &self.job.now
@@ -185,6 +196,11 @@ impl Job {
         let mut watching = self.end.subscribe();
         let end = watching.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         end.expect("a job's sender lives in the job, and it ends by being set")
+    }
+
+    /// Waits for its end.
+    pub async fn over(&self) {
+        self.ended().await;
     }
 
     /// Waits until a kill of the daemon would no longer make this job unknown.

@@ -59,7 +59,7 @@ pub async fn serve(
 /// The answer to a POST, given when the job's record would survive a kill of the daemon.
 pub async fn accepted(job: &Job) -> Response {
     job.recorded().await;
-    reply::json(&JobAccepted { job_id: job.id, sse_url: format!("/v1/jobs/{}/stream", job.id) })
+    reply::json(&JobAccepted::of(job.id))
 }
 
 /// Where a reader wants to start: after `Last-Event-ID`, else at `?from=`. A browser that connects again sends the header

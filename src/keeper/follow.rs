@@ -222,7 +222,7 @@ impl<'s> Follower<'s> {
             second = self.signals.next() => return second,
         };
         match answer {
-            Ok(Ok(cancelled)) => self.render.receipt(id, cancelled.receipt.as_ref()),
+            Ok(Ok(cancelled)) => self.render.cancelled(id, cancelled.receipt.as_ref()),
             // It ended in the same moment: nothing was left to stop.
             Ok(Err(KeeperError::Refused(failure))) if failure.code == Code::Conflict => {
                 self.render.say(&failure.message);

@@ -184,13 +184,20 @@ impl Render {
         self.bars().clear();
     }
 
-    /// What a cancel stopped.
-    pub fn receipt(&self, id: JobId, receipt: Option<&Receipt>) {
+    /// What a cancel stopped, if that is known yet.
+    pub fn cancelled(&self, id: JobId, receipt: Option<&Receipt>) {
+        match receipt {
+            Some(receipt) => self.receipt(receipt),
+            None => {
+                self.clear();
+                self.say(&format!("cancelling: the server is still cleaning up; see `rbee job get {id}`"));
+            }
+        }
+    }
+
+    /// What was stopped and given back.
+    pub fn receipt(&self, receipt: &Receipt) {
         self.clear();
-        let Some(receipt) = receipt else {
-            self.say(&format!("cancelling: the server is still cleaning up; see `rbee job get {id}`"));
-            return;
-        };
         self.say(&told(receipt));
         for survivor in &receipt.survivors {
             self.say(&format!("  still there: {} {}", survivor.pid, printable(&survivor.command)));

@@ -5,6 +5,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 
 /// Where a child finds the listening socket its launcher gave it.
 pub const LISTENER_FD: RawFd = 3;
@@ -41,6 +42,22 @@ pub fn ignores_hangup() -> bool {
     unsafe {
         let asked = libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr());
         asked == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// What shares our terminal gets its Ctrl-C and its end, too. A command that ignores both leaves them to us, who end it in
+/// order.
+pub fn leave_stops_to_us(command: &mut std::process::Command) {
+    // SAFETY: between fork and exec, with system calls and without memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGHUP] {
+                if libc::signal(signal, libc::SIG_IGN) == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
     }
 }
 

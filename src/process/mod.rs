@@ -64,7 +64,9 @@ pub use adopt::adopt;
 pub use capture::tail as log_tail;
 pub use confine::{Confine, Walls};
 pub use identity::Identity;
-pub use inherited::{LISTENER_FD, SHIM_PIPE_FD, ignores_hangup, inherited_listener, inherited_pipe};
+pub use inherited::{
+    LISTENER_FD, SHIM_PIPE_FD, ignores_hangup, inherited_listener, inherited_pipe, leave_stops_to_us,
+};
 pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
 pub use platform::{mapped_bytes, memory_bytes, own_program};

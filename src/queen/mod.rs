@@ -12,6 +12,7 @@ mod metrics;
 mod openai;
 pub mod placement;
 pub mod registry;
+mod reported;
 mod retire;
 mod routes;
 mod v2;

@@ -6,7 +6,7 @@ use crate::http::server::Service;
 use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
 use crate::queen::placement::Want;
-use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, v2, worker_facts};
+use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, reported, v2, worker_facts};
 use crate::wire::failure::listed;
 use crate::wire::fleet::{Health, Info};
 use crate::wire::operation::{HiveOperation, QueenOperation};
@@ -19,6 +19,7 @@ pub enum Endpoint {
     Health,
     Info,
     CreateJob,
+    ReportJob,
     Job(jobs::Endpoint),
     ChatCompletions,
     Completions,
@@ -60,6 +61,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/health", Endpoint::Health),
     route("GET", "/v1/info", Endpoint::Info),
     route("POST", "/v1/jobs", Endpoint::CreateJob),
+    route("POST", "/v1/jobs/reported", Endpoint::ReportJob),
     Route { ..JOBS[0] },
     Route { ..JOBS[1] },
     Route { ..JOBS[2] },
@@ -125,6 +127,7 @@ impl Queen {
             })),
             Endpoint::Info => Ok(reply::json(&self.info())),
             Endpoint::CreateJob => self.create_job(request).await,
+            Endpoint::ReportJob => reported::take(self, request).await,
             Endpoint::Job(endpoint) => jobs::serve(&self.jobs, endpoint, params, &request).await,
             Endpoint::ChatCompletions => openai::complete(self, "/v1/chat/completions", request).await,
             Endpoint::Completions => openai::complete(self, "/v1/completions", request).await,

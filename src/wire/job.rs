@@ -9,6 +9,17 @@ use uuid::Uuid;
 /// Carries the queen's id for a job that she relays, over the link only: a relayed job has one id on both sides.
 pub const JOB_ID_HEADER: &str = "rbee-job-id";
 
+/// What a keeper and a queen say to each other of a job that the keeper does: its events go up and these come down, but for
+/// the last, which goes up with the receipt.
+pub mod reported {
+    /// The first answer: the job's id.
+    pub const ACCEPTED: &str = "accepted";
+    /// Somebody has cancelled it.
+    pub const CANCEL: &str = "cancel";
+    /// It has cleaned up.
+    pub const CANCELLED: &str = "cancelled";
+}
+
 /// A job's name: a UUID of version 7, so that names sort by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -229,6 +240,12 @@ pub struct JobRecord {
 pub struct JobAccepted {
     pub job_id: JobId,
     pub sse_url: String,
+}
+
+impl JobAccepted {
+    pub fn of(job_id: JobId) -> Self {
+        JobAccepted { job_id, sse_url: format!("/v1/jobs/{job_id}/stream") }
+    }
 }
 
 /// The answer to a cancel.

@@ -233,6 +233,32 @@ impl QueenOperation {
     }
 }
 
+/// What a keeper does with its own hands, its person's ssh for one, and reports to the queen: her job of it is watched and cancelled
+/// like any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportedOperation {
+    HiveInstall,
+    HiveUpdate,
+    HiveUninstall,
+}
+
+impl ReportedOperation {
+    pub const ALL: &[ReportedOperation] =
+        &[ReportedOperation::HiveInstall, ReportedOperation::HiveUpdate, ReportedOperation::HiveUninstall];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            ReportedOperation::HiveInstall => "hive_install",
+            ReportedOperation::HiveUpdate => "hive_update",
+            ReportedOperation::HiveUninstall => "hive_uninstall",
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|operation| operation.name() == name).copied()
+    }
+}
+
 /// One answer, as a job.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Infer {

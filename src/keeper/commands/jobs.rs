@@ -96,7 +96,7 @@ pub async fn cancel(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     if render.is_json() {
         return render.value(&json!(cancelled)).map_err(writing);
     }
-    render.receipt(id, cancelled.receipt.as_ref());
+    render.cancelled(id, cancelled.receipt.as_ref());
     match cancelled.receipt {
         Some(receipt) if !receipt.clean => {
             Err(Failure::new(crate::wire::Code::Internal, "the cleanup left something behind").into())

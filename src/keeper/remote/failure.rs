@@ -59,6 +59,9 @@ pub enum RemoteError {
         "what arrived on {host} is not what was sent (sha256 {there}, not {here}): its disk may be full or broken"
     )]
     Corrupt { host: String, here: String, there: String },
+    /// As it was asked to be; and what was said at last over there.
+    #[error("stopped")]
+    Stopped { said: String },
     #[error("reading or writing `{}`", path.display())]
     Record { path: PathBuf, source: io::Error },
 }
@@ -67,6 +70,7 @@ impl From<RemoteError> for KeeperError {
     fn from(error: RemoteError) -> Self {
         let code = match error {
             RemoteError::BadAddress(_) => return KeeperError::Usage(error.to_string()),
+            RemoteError::Stopped { .. } => return KeeperError::Interrupted,
             RemoteError::NoKeyFile { .. }
             | RemoteError::OpenKeyFile { .. }
             | RemoteError::KeyRefused { .. }

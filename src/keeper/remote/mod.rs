@@ -7,8 +7,10 @@ mod failure;
 mod node;
 mod probe;
 mod program;
+mod report;
 mod ssh;
 mod whom;
+mod work;
 
 use crate::config::Settings;
 use crate::http::client::{self, AskError, Target};
@@ -17,10 +19,10 @@ use crate::http::request::percent_encode;
 use crate::http::{reply, sse};
 use crate::keeper::install::Installed;
 use crate::keeper::render::Render;
-use crate::keeper::signals::Signals;
 use crate::keeper::{KeeperError, server};
 use crate::paths::Dirs;
 use crate::wire::fleet::{HiveInfo, TokenAnswer, TokenRequest, now_ms};
+use crate::wire::operation::ReportedOperation;
 use crate::wire::{Code, Failure, VERSION};
 use address::Wanted;
 use failure::{RemoteError, last_line};
@@ -28,11 +30,12 @@ pub use node::{Node, Nodes};
 use probe::Facts;
 use program::Arrived;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use ssh::{Input, Ssh};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+use work::Work;
 
 /// A node may have to be built before it joins.
 const TOKEN_TTL: Duration = Duration::from_secs(2 * 3600);
@@ -54,20 +57,63 @@ pub fn nodes(settings: &Settings) -> Result<Nodes, KeeperError> {
     dirs.map(|dirs| Nodes::of(&dirs.state)).map_err(|error| KeeperError::local("finding the records", error))
 }
 
-pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    let wanted = Wanted::of(settings)?;
-    let nodes = nodes(settings)?;
+/// One of the three commands: work, as a job, on the node that its argument names.
+pub async fn run(
+    operation: ReportedOperation,
+    settings: &Settings,
+    render: &Render,
+) -> Result<(), KeeperError> {
     let queen = server::queen(settings)?;
-    if let Some(name) = &wanted.name {
-        is_free(&nodes, &queen, name).await?;
+    let place = Place { settings, nodes: nodes(settings)?, queen: &queen };
+    // What cannot be meant is refused before anybody is asked.
+    let wanted = match operation {
+        ReportedOperation::HiveInstall => Some(Wanted::of(settings)?),
+        ReportedOperation::HiveUpdate | ReportedOperation::HiveUninstall => None,
+    };
+    let (work, orders) = Work::begin(&queen, operation, render).await?;
+    let working = async {
+        match (operation, wanted) {
+            (ReportedOperation::HiveInstall, Some(wanted)) => install(&place, wanted, &work).await,
+            (ReportedOperation::HiveUpdate, _) => update(&place, &work).await,
+            _ => uninstall(&place, &work).await,
+        }
+    };
+    let value = work.led(orders, working).await?;
+    if render.is_json() {
+        render.value(&value).map_err(|error| KeeperError::local("writing the answer", error))?;
     }
-    let ssh = Ssh::new(&wanted.address, render);
-    render.say(&format!("checking {} over ssh", ssh.host()));
+    Ok(())
+}
+
+/// What a command knows before it goes anywhere.
+struct Place<'a> {
+    settings: &'a Settings,
+    nodes: Nodes,
+    queen: &'a Target,
+}
+
+impl Place<'_> {
+    /// The node that was named, by its record and by what the configuration says of it by now.
+    fn known(&self) -> Result<Node, KeeperError> {
+        let mut node = known(&self.nodes, &self.settings.positionals().join(" "))?;
+        node.address = node.address.overridden(self.settings.machine(&node.name));
+        Ok(node)
+    }
+}
+
+async fn install(place: &Place<'_>, wanted: Wanted, work: &Work<'_>) -> Result<Value, KeeperError> {
+    let Place { settings, nodes, queen } = place;
+    if let Some(name) = &wanted.name {
+        is_free(nodes, queen, name).await?;
+    }
+    let ssh = Ssh::new(&wanted.address, work);
+    work.say("check", &format!("checking {} over ssh", ssh.host())).await;
     let facts = probe::probe(&ssh).await?;
     let short = facts.node.split('.').next().unwrap_or_default().to_owned();
     let name = wanted.name.clone().unwrap_or(short);
-    render.say(&format!("it is {} ({}); the hive will be `{name}`", facts.node, facts.target));
-    is_free(&nodes, &queen, &name).await?;
+    let found = format!("it is {} ({}); the hive will be `{name}`", facts.node, facts.target);
+    work.say("check", &found).await;
+    is_free(nodes, queen, &name).await?;
     if let Some(record) = &facts.installed {
         return Err(Failure::new(
             Code::Conflict,
@@ -79,8 +125,8 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
         .into());
     }
     let asked = TokenRequest { ttl_ms: TOKEN_TTL.as_millis() as u64 };
-    let token: TokenAnswer = client::ask(&queen, client::post("/v1/tokens", &asked)?).await?;
-    let dialled = dialled(settings, &queen, &token.listen, facts.from, ssh.host())?;
+    let token: TokenAnswer = client::ask(queen, client::post("/v1/tokens", &asked)?).await?;
+    let dialled = dialled(settings, queen, &token.listen, facts.from, ssh.host())?;
     let is_system = settings.on("system") || facts.is_root;
     let bin_dir = wanted.bin_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
     let mut words =
@@ -89,28 +135,28 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
         words.extend(["--bin-dir", dir]);
     }
     words.extend(settings.texts("listen").into_iter().flat_map(|address| ["--listen", address]));
-    let over = Over { ssh: &ssh, is_system, needs_sudo: is_system && !facts.is_root };
+    let over = Over { ssh: &ssh, work, is_system, needs_sudo: is_system && !facts.is_root };
     let input = Input::Text(format!("{}\n", token.token));
-    let mut signals = Signals::catch()?;
-    let binary = settings.path("binary");
-    let installed = match over.install(&facts, binary, &words, input, render, &mut signals).await {
-        Err(stop) if stop.is_stop() => {
+    let installed = match over.install(&facts, settings.path("binary"), &words, input).await {
+        Err(stop) if work.stop().is_cancelled() => {
             // Where it had joined already, its key is to open nothing.
-            let _ = forget(&queen, &name).await;
+            let _ = forget(queen, &name).await;
             return Err(stop);
         }
         installed => installed?,
     };
     let program = installed.program.to_string_lossy().into_owned();
-    if let Err(error) = seen(&queen, &name, None, &mut signals).await {
+    if let Err(error) = seen(queen, &name, None, work).await {
         if !error.is_stop() {
-            over.show_log(render).await;
+            over.show_log().await;
         }
-        render.say("taking it away again");
+        work.say("undo", "taking it away again").await;
+        let over = Over { ssh: &ssh.unstopped(), ..over };
         let undone = over.rbee(&program, &["uninstall"], Input::Nothing).await;
-        let forgotten = forget(&queen, &name).await;
+        let forgotten = forget(queen, &name).await;
         if let Err(error) = undone.map(drop).map_err(KeeperError::from).and(forgotten) {
-            render.error(&crate::wire::failure::chain(&error));
+            work.is_not_clean();
+            work.warn("undo", &crate::wire::failure::chain(&error)).await;
         }
         return Err(error);
     }
@@ -125,78 +171,58 @@ pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperE
         installed_at: now_ms(),
     };
     nodes.save(&node)?;
-    render.say(&format!("`{name}` is reachable"));
-    told(render, &node)
+    work.say("done", &format!("`{name}` is reachable")).await;
+    Ok(json!(node))
 }
 
-pub async fn update(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    let nodes = nodes(settings)?;
-    let mut node = known(&nodes, &settings.positionals().join(" "))?;
-    node.address = node.address.overridden(settings.machine(&node.name));
-    let queen = server::queen(settings)?;
-    let ssh = Ssh::new(&node.address, render);
-    render.say(&format!("checking {} over ssh", ssh.host()));
+async fn update(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperError> {
+    let mut node = place.known()?;
+    let ssh = Ssh::new(&node.address, work);
+    work.say("check", &format!("checking {} over ssh", ssh.host())).await;
     let facts = probe::probe(&ssh).await?;
-    let over = Over { ssh: &ssh, is_system: node.is_system, needs_sudo: node.is_system && !facts.is_root };
-    let before = linked_at(&queen, &node.name).await?;
+    let needs_sudo = node.is_system && !facts.is_root;
+    let over = Over { ssh: &ssh, work, is_system: node.is_system, needs_sudo };
+    let before = linked_at(place.queen, &node.name).await?;
     // Its own folder first: a second install takes the first one's places from its record.
     let folder = Path::new(&node.program).parent().unwrap_or(Path::new("/"));
     let words = ["--json", "install", "--role", "hive", "--bin-dir", &folder.to_string_lossy()];
-    let binary = settings.path("binary");
-    let mut signals = Signals::catch()?;
-    let installed = over.install(&facts, binary, &words, Input::Nothing, render, &mut signals).await?;
-    if let Err(error) = seen(&queen, &node.name, before, &mut signals).await {
+    let installed = over.install(&facts, place.settings.path("binary"), &words, Input::Nothing).await?;
+    if let Err(error) = seen(place.queen, &node.name, before, work).await {
         if !error.is_stop() {
-            over.show_log(render).await;
+            over.show_log().await;
         }
         return Err(error);
     }
     let before = std::mem::replace(&mut node.version, installed.version);
-    nodes.save(&node)?;
-    render.say(&format!("`{}` is rbee {VERSION} now, it was {before}", node.name));
-    told(render, &node)
+    place.nodes.save(&node)?;
+    work.say("done", &format!("`{}` is rbee {VERSION} now, it was {before}", node.name)).await;
+    Ok(json!(node))
 }
 
-pub async fn uninstall(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
-    let nodes = nodes(settings)?;
-    let mut node = known(&nodes, &settings.positionals().join(" "))?;
-    node.address = node.address.overridden(settings.machine(&node.name));
-    let queen = server::queen(settings)?;
+async fn uninstall(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperError> {
+    let node = place.known()?;
+    let settings = place.settings;
     if !settings.on("forget") {
-        let ssh = Ssh::new(&node.address, render);
-        render.say(&format!("checking {} over ssh", ssh.host()));
+        let ssh = Ssh::new(&node.address, work);
+        work.say("check", &format!("checking {} over ssh", ssh.host())).await;
         let facts = probe::probe(&ssh).await?;
         if facts.installed.is_none() {
-            render.say("nothing is installed there any more");
+            work.say("check", "nothing is installed there any more").await;
         } else {
-            let over =
-                Over { ssh: &ssh, is_system: node.is_system, needs_sudo: node.is_system && !facts.is_root };
+            let needs_sudo = node.is_system && !facts.is_root;
+            let over = Over { ssh: &ssh, work, is_system: node.is_system, needs_sudo };
             let mut words = vec!["uninstall"];
             words.extend(settings.on("keep-state").then_some("--keep-state"));
             over.rbee(&node.program, &words, Input::Nothing).await?;
         }
     }
-    match forget(&queen, &node.name).await {
+    match forget(place.queen, &node.name).await {
         Err(KeeperError::Refused(failure)) if failure.code == Code::HiveNotFound => {}
         forgotten => forgotten?,
     }
-    nodes.forget(&node.name)?;
-    render.say(&format!("`{}` is gone; its key opens nothing any more", node.name));
-    if render.is_json() {
-        let value = json!({"name": node.name, "uninstalled": true});
-        return render.value(&value).map_err(|error| KeeperError::local("writing the answer", error));
-    }
-    Ok(())
-}
-
-fn told(render: &Render, node: &Node) -> Result<(), KeeperError> {
-    if !render.is_json() {
-        return Ok(());
-    }
-    let value = serde_json::to_value(node).map_err(std::io::Error::from);
-    value
-        .and_then(|value| render.value(&value))
-        .map_err(|error| KeeperError::local("writing the answer", error))
+    place.nodes.forget(&node.name)?;
+    work.say("done", &format!("`{}` is gone; its key opens nothing any more", node.name)).await;
+    Ok(json!({"name": node.name, "uninstalled": true}))
 }
 
 fn known(nodes: &Nodes, name: &str) -> Result<Node, KeeperError> {
@@ -238,15 +264,10 @@ async fn linked_at(queen: &Target, name: &str) -> Result<Option<u64>, KeeperErro
 }
 
 /// Waits until a hive of this name is linked, by another link than that of `before`.
-async fn seen(
-    queen: &Target,
-    name: &str,
-    before: Option<u64>,
-    signals: &mut Signals,
-) -> Result<(), KeeperError> {
-    let linked = tokio::select! {
-        linked = tokio::time::timeout(SEEN_MAX, linked_anew(queen, name, before)) => linked,
-        stop = signals.next() => return Err(stop),
+async fn seen(queen: &Target, name: &str, before: Option<u64>, work: &Work<'_>) -> Result<(), KeeperError> {
+    let linked = tokio::time::timeout(SEEN_MAX, linked_anew(queen, name, before));
+    let Some(linked) = work.stop().run_until_cancelled(linked).await else {
+        return Err(KeeperError::Interrupted);
     };
     if let Ok(linked) = linked {
         return linked;
@@ -322,50 +343,40 @@ fn read(stdout: &str) -> Result<Installed, KeeperError> {
 }
 
 /// Running the program over there, as who it takes.
+#[derive(Clone, Copy)]
 struct Over<'a> {
     ssh: &'a Ssh<'a>,
+    work: &'a Work<'a>,
     is_system: bool,
     needs_sudo: bool,
 }
 
 impl Over<'_> {
-    /// Brings a program over and lets it install itself. Its folder goes in any case; Ctrl-C (a SIGTERM, too) also takes back what was begun, and
-    /// a second one leaves at once.
+    /// Brings a program over and lets it install itself. Its folder goes in any case; a stop also takes back what was begun.
     async fn install(
         &self,
         facts: &Facts,
         binary: Option<&Path>,
         words: &[&str],
         input: Input,
-        render: &Render,
-        signals: &mut Signals,
     ) -> Result<Installed, KeeperError> {
         let arrived = Arrived::of(facts);
-        let work = async {
-            program::bring(self.ssh, facts, binary, &arrived, render).await?;
+        let bringing = async {
+            program::bring(self.ssh, facts, binary, &arrived, self.work).await?;
             self.rbee(&arrived.program, words, input).await
         };
-        let done = tokio::select! {
-            done = work => Ok(done),
-            stop = signals.next() => Err(stop),
-        };
-        let is_stopped = done.is_err();
-        if is_stopped {
-            render.say("interrupted: taking back what was begun over there");
-        }
-        let cleaning = async {
-            if is_stopped && facts.installed.is_none() {
+        let done = bringing.await;
+        let ssh = self.ssh.unstopped();
+        if done.is_err() && self.work.stop().is_cancelled() {
+            self.work.say("undo", "interrupted: taking back what was begun over there").await;
+            if facts.installed.is_none() {
                 // Fails where nothing was begun yet, which is as good.
-                let _ = self.rbee(&arrived.program, &["uninstall"], Input::Nothing).await;
+                let over = Over { ssh: &ssh, ..*self };
+                let _ = over.rbee(&arrived.program, &["uninstall"], Input::Nothing).await;
             }
-            arrived.remove(self.ssh).await;
-        };
-        tokio::select! {
-            () = cleaning => {}
-            // A first one is for who waits for the hive next, and takes it away again.
-            _ = signals.next(), if is_stopped => {}
         }
-        read(&done??)
+        arrived.remove(&ssh, self.work).await;
+        read(&done?)
     }
 
     /// Its answer on stdout, if it did what it was asked for.
@@ -391,10 +402,10 @@ impl Over<'_> {
         Err(RemoteError::Failed { what: "it failed", host, said })
     }
 
-    async fn show_log(&self, render: &Render) {
+    async fn show_log(&self) {
         if let Ok(ended) = self.ssh.script(LOG).await {
             for line in ended.stdout.lines() {
-                render.say(&format!("  | {}", crate::keeper::render::printable(line)));
+                self.work.line("  | ", line).await;
             }
         }
     }

@@ -2,8 +2,10 @@
 
 use super::address::Address;
 use super::failure::{self, RemoteError};
-use crate::keeper::render::{Render, printable};
+use super::work::Work;
+use crate::keeper::render::printable;
 use crate::keeper::server::TRY_PAUSES;
+use crate::process;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -11,12 +13,15 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 
 /// B1: how long one try to connect may take.
 pub const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A connection that is silent for so long, so often, is broken.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
 const ALIVE_MISSED_MAX: u32 = 4;
+/// How long a command may take to end that was told to by the end of what it reads.
+const END_MAX: Duration = Duration::from_secs(10);
 /// Of what a command says on stderr, as much is remembered.
 const LINES_KEPT: usize = 50;
 const LINE_BYTES_MAX: usize = 4 << 10;
@@ -26,15 +31,18 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 const NOT_FOUND: i32 = 127;
 const SSH_FAILED: i32 = 255;
 
+#[derive(Clone)]
 pub struct Ssh<'a> {
     address: &'a Address,
-    render: &'a Render,
+    work: &'a Work<'a>,
+    stop: CancellationToken,
 }
 
 /// What a command gets to read.
 pub enum Input {
     Nothing,
-    /// Nothing either, but its end: over there, that is the connection's.
+    /// Nothing either, but its end, by which it is told to end and which is the connection's, too. How it has ended is
+    /// waited for.
     Held,
     Text(String),
     File(File),
@@ -60,8 +68,13 @@ impl Ended {
 }
 
 impl<'a> Ssh<'a> {
-    pub fn new(address: &'a Address, render: &'a Render) -> Self {
-        Ssh { address, render }
+    pub fn new(address: &'a Address, work: &'a Work<'a>) -> Self {
+        Ssh { address, work, stop: work.stop().clone() }
+    }
+
+    /// For what is to be done when the work was stopped, too.
+    pub fn unstopped(&self) -> Self {
+        Ssh { stop: CancellationToken::new(), ..self.clone() }
     }
 
     pub fn host(&self) -> &str {
@@ -73,11 +86,13 @@ impl<'a> Ssh<'a> {
         self.address.check_identity()?;
         let mut last = None;
         for (index, pause) in TRY_PAUSES.into_iter().enumerate() {
-            tokio::time::sleep(pause).await;
+            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Err(RemoteError::Stopped { said: String::new() });
+            }
             match self.script(script).await {
                 Err(error) if failure::is_passing(&error) => {
                     let tries = TRY_PAUSES.len();
-                    self.render.say(&format!("try {} of {tries}: {error}", index + 1));
+                    self.work.say("ssh", &format!("try {} of {tries}: {error}", index + 1)).await;
                     last = Some(error);
                 }
                 ended => return ended,
@@ -106,11 +121,13 @@ impl<'a> Ssh<'a> {
             std::io::ErrorKind::NotFound => RemoteError::NoSsh,
             _ => RemoteError::Ssh(error),
         })?;
-        if self.render.is_verbose() {
-            self.render.say(&format!("ssh {}: {}", self.host(), printable(command)));
+        if self.work.is_verbose() {
+            self.work.say("ssh", &format!("ssh {}: {}", self.host(), printable(command))).await;
         }
-        // One that is held is dropped only when the command has ended.
-        let stdin = text.as_ref().and_then(|_| child.stdin.take());
+        let (stdin, mut held) = match &text {
+            Some(_) => (child.stdin.take(), None),
+            None => (None, child.stdin.take()),
+        };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let feeding = async {
             if let (Some(mut stdin), Some(text)) = (stdin, text) {
@@ -127,9 +144,23 @@ impl<'a> Ssh<'a> {
             String::from_utf8_lossy(&answer).into_owned()
         };
         let hearing = self.hear(stderr, is_shown);
-        let ((), stdout, stderr) = tokio::join!(feeding, reading, hearing);
-        let status = child.wait().await.map_err(RemoteError::Ssh)?;
-        match status.code() {
+        let running = async {
+            let ((), stdout, stderr) = tokio::join!(feeding, reading, hearing);
+            (child.wait().await, stdout, stderr)
+        };
+        let mut running = std::pin::pin!(running);
+        let (status, stdout, stderr) = tokio::select! {
+            ended = &mut running => ended,
+            () = self.stop.cancelled() => {
+                let mut said = String::new();
+                // All over there that could say something has ended when ssh has.
+                if held.take().is_some() && let Ok(ended) = tokio::time::timeout(END_MAX, running).await {
+                    said = ended.1;
+                }
+                return Err(RemoteError::Stopped { said });
+            }
+        };
+        match status.map_err(RemoteError::Ssh)?.code() {
             Some(SSH_FAILED) | None => {
                 let (seconds, tries) = (CONNECT_MAX.as_secs(), TRY_PAUSES.len());
                 Err(failure::of_ssh(self.host(), &stderr, seconds, tries))
@@ -140,6 +171,8 @@ impl<'a> Ssh<'a> {
 
     fn command(&self) -> Command {
         let mut ssh = Command::new("ssh");
+        // A person at a terminal asks the work to end, and it says when the connection may.
+        process::leave_stops_to_us(ssh.as_std_mut());
         // Its words are read, in the language they are known in.
         ssh.env("LC_ALL", "C").arg("-T");
         let mut option = |text: String| {
@@ -173,7 +206,7 @@ impl<'a> Ssh<'a> {
             }
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             if is_shown {
-                self.render.say(&format!("  {}", printable(&line)));
+                self.work.line("  ", &line).await;
             }
             if kept.len() == LINES_KEPT {
                 kept.pop_front();
