@@ -6,11 +6,14 @@
 //! as the protocol allows, so that unread streams can never starve the others. The reset limits guard a server against
 //! strangers; on a link both ends are ours, and a fleet's clients may well leave by the thousand.
 
+mod gathered;
+
 use crate::http::server::Service;
 use crate::http::{Body, Peer, Request, auth::Guard, client, reply};
 use crate::shutdown::Shutdown;
 use crate::wire::version::Peer as Build;
 use crate::wire::{Failure, PROTOCOL, PROTOCOL_OLDEST, VERSION};
+use gathered::Gathered;
 use http::header::{CONNECTION, UPGRADE};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -176,7 +179,7 @@ pub async fn serve<S: Service>(
         .max_local_error_reset_streams(LOCAL_RESETS_MAX)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER_MAX)
-        .serve_connection(io, answering);
+        .serve_connection(Gathered::new(io), answering);
     let mut connection = pin!(connection);
     let mut draining = false;
     loop {
@@ -224,7 +227,7 @@ pub async fn call(
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER_MAX)
         .keep_alive_while_idle(true)
-        .handshake(io)
+        .handshake(Gathered::new(io))
         .await
         .map_err(LinkError::Broken)?;
     Ok((Caller(sender), async move { connection.await.map_err(LinkError::Broken) }))
