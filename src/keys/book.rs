@@ -186,6 +186,15 @@ impl Book {
         Ok(key)
     }
 
+    /// Takes a token back, and the key that a node got for it, whose name it gives.
+    pub fn withdraw(&mut self, token: &Digest) -> Option<String> {
+        let same = |known: &Token| bool::from(known.sha256.as_bytes().ct_eq(token.as_bytes()));
+        let at = self.tokens.iter().position(same)?;
+        let hive = self.tokens.remove(at).used_by?;
+        self.keys.retain(|key| key.kind != Kind::Hive || key.name != hive);
+        Some(hive)
+    }
+
     fn enter(
         &mut self,
         name: String,
@@ -214,7 +223,7 @@ impl Book {
 }
 
 /// As hives are named, because their keys are called as they are.
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain)
 }
