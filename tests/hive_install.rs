@@ -269,6 +269,11 @@ fn each_way_in_which_ssh_can_fail_has_its_own_message_and_saves_nothing() {
             let output = rbee(&place, &["hive", "install", "--queen", &url, "--", bad]);
             assert_eq!(output.status.code(), Some(2), "{bad}: {output:?}");
         }
+        let output = rbee(&place, &["hive", "install", "--queen", &url, "u@box", "--name", "a b"]);
+        assert!(
+            output.status.code() == Some(2) && said(&output).1.contains("cannot name a hive"),
+            "{output:?}"
+        );
         std::fs::remove_dir_all(place.path("tools")).unwrap();
         let mut command = place.command(&install);
         let output = command.env("PATH", place.path("tools")).output().unwrap();

@@ -302,6 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_withdrawn_lets_nobody_in_and_whoever_came_by_it_is_out() {
+        let mut book = Book::default();
+        let (used, unused) = (Secret::token().unwrap(), Secret::token().unwrap());
+        book.add_token(&used, HOUR).unwrap();
+        book.add_token(&unused, HOUR).unwrap();
+        book.add(Some("client"), &secret()).unwrap();
+        book.join(&used.digest(), "one", "n1", &secret()).unwrap();
+        assert_eq!(book.withdraw(&secret().digest()), None);
+        assert_eq!((book.keys.len(), book.tokens.len()), (2, 2), "nobody's token changes nothing");
+        assert_eq!(book.withdraw(&unused.digest()), None);
+        assert!(matches!(
+            book.join(&unused.digest(), "two", "n2", &secret()),
+            Err(KeyError::Join(JoinRefused::Unknown))
+        ));
+        assert_eq!(book.withdraw(&used.digest()).as_deref(), Some("one"));
+        assert_eq!((book.keys.len(), book.keys[0].name.as_str(), book.tokens.len()), (1, "client", 0));
+    }
+
+    #[test]
     fn a_name_is_its_nodes_and_a_refusal_does_not_spend_the_token() {
         let mut book = Book::default();
         let token = Secret::token().unwrap();

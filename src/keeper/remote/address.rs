@@ -56,13 +56,17 @@ impl Wanted {
             }
             Some(binary) => return Err(RemoteError::BadBinary(binary.display().to_string())),
         };
+        let name = named.map(str::to_owned).or_else(|| is_entry.then(|| entry_name.to_owned()));
+        if let Some(bad) = name.as_ref().filter(|name| !crate::keys::is_name(name)) {
+            return Err(RemoteError::BadName(bad.clone()));
+        }
         Ok(Wanted {
             address: Address {
                 destination: user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}")),
                 port: settings.number("port").or(known.port),
                 identity: settings.path("identity").map(Path::to_owned).or(known.identity),
             },
-            name: named.map(str::to_owned).or_else(|| is_entry.then(|| entry_name.to_owned())),
+            name,
             bin_dir,
         })
     }

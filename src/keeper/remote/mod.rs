@@ -110,9 +110,6 @@ impl Place<'_> {
 async fn install(place: &Place<'_>, wanted: Wanted, work: &Work<'_>) -> Result<Value, KeeperError> {
     let Place { nodes, queen, .. } = place;
     if let Some(name) = &wanted.name {
-        if !keys::is_name(name) {
-            return Err(RemoteError::BadName(name.clone()).into());
-        }
         is_free(nodes, queen, name).await?;
     }
     let ssh = Ssh::new(&wanted.address, work);
