@@ -109,6 +109,23 @@ fn a_worker_that_stands_still_is_ended_and_its_requests_are_told_or_moved() {
 }
 
 #[test]
+fn an_adopted_worker_that_stands_still_is_ended() {
+    alone(|| {
+        let place = Place::new();
+        let hive = Daemon::start(&place, "hive serve", &[]);
+        let model = hive.register(&place, None);
+        let worker = spawn(&hive, &model, json!({}));
+        hive.kill9();
+        signal_pid(pid_of(&worker), Signal::STOP);
+        let hive = Daemon::start(&place, "hive serve", &["--worker-silence", "1s"]);
+        let failure = is_gone(&hive, &worker["worker_id"]).failure();
+        assert!(failure.message.contains("no progress"), "{failure}");
+        assert!(!is_alive(pid_of(&worker)));
+        assert!(hive.terminate().success());
+    });
+}
+
+#[test]
 fn an_unpinned_worker_that_crashes_is_forgotten_and_the_next_spawn_tells_of_it() {
     alone(|| {
         let place = Place::new();

@@ -91,6 +91,8 @@ pub struct Start {
 pub struct Held {
     pub tree: Tree,
     pub endpoint: Option<Endpoint>,
+    /// An earlier hive has started it.
+    pub is_adopted: bool,
 }
 
 /// A worker's task: what it needs from its first launch, or its adoption, to its last end.
@@ -201,7 +203,7 @@ impl Life {
                 Err(failure) => return End::Crash { failure, served: None },
             };
             self.workers.update(&self.id, |worker| worker.info.pid = Some(tree.pid()));
-            let held = Held { tree, endpoint };
+            let held = Held { tree, endpoint, is_adopted: false };
             match self.run(&held).await {
                 End::Crash { failure, served: None }
                     if held.endpoint.as_ref().is_some_and(Endpoint::is_taken) =>
@@ -254,12 +256,12 @@ impl Life {
         end
     }
 
-    async fn watch(&mut self, Held { tree, endpoint }: &Held) -> End {
+    async fn watch(&mut self, Held { tree, endpoint, is_adopted }: &Held) -> End {
         let (workers, id, phase) = (&self.workers, self.id.as_str(), &self.phase);
         let orders = &mut self.orders;
         let shutdown = workers.hive_shutdown().clone();
         let mut loading: Option<Loading<'_>> = Some(match endpoint {
-            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
+            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone(), *is_adopted)),
             Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
         });
         let mut serving_since: Option<Instant> = None;
@@ -375,25 +377,31 @@ async fn well(
     foreign::well(endpoint, workers.settings().loading_silence, progress).await
 }
 
-/// Follows the worker's own loading stream to its end.
-async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) -> Result<(), Failure> {
-    let (pool, silence) = (workers.get(&id)?.pool, workers.settings().loading_silence);
+/// Follows the worker's own loading stream to its end. One that `is_adopted` runs already, and has no reason to be slow with its
+/// first answer.
+async fn load(
+    workers: Arc<Workers>,
+    id: String,
+    phase: watch::Sender<Phase>,
+    is_adopted: bool,
+) -> Result<(), Failure> {
+    let (pool, settings) = (workers.get(&id)?.pool, workers.settings());
+    let silence = settings.loading_silence;
+    let first = if is_adopted { settings.worker_silence.min(silence) } else { silence };
     let lost = |error: &dyn std::fmt::Display| {
         Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"))
     };
+    let silent = |silence: Duration| {
+        let seconds = silence.as_secs_f32();
+        let why = format!("worker {id} made no progress loading for {seconds} s");
+        Failure::new(Code::LoadingTimeout, why)
+    };
     let ask = client::get("/v1/loading/progress").map_err(|error| Failure::internal(&error))?;
-    let answer = pool.send(ask).await.map_err(|error| lost(&error))?;
-    let mut events = sse::Reader::new(answer.into_body());
+    let answer = tokio::time::timeout(first, pool.send(ask)).await.map_err(|_| silent(first))?;
+    let mut events = sse::Reader::new(answer.map_err(|error| lost(&error))?.into_body());
     loop {
-        let event = match tokio::time::timeout(silence, events.next()).await {
-            Ok(event) => event.map_err(|error| lost(&error))?,
-            Err(_) => {
-                return Err(Failure::new(
-                    Code::LoadingTimeout,
-                    format!("worker {id} made no progress loading for {} s", silence.as_secs()),
-                ));
-            }
-        };
+        let event = tokio::time::timeout(silence, events.next()).await.map_err(|_| silent(silence))?;
+        let event = event.map_err(|error| lost(&error))?;
         let Some(event) = event else { return Err(lost(&"it closed the stream")) };
         if event.data == "[DONE]" {
             return Ok(());

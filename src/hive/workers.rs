@@ -382,7 +382,7 @@ impl Workers {
             table.insert(id.clone(), worker);
         });
         let life = Life { workers: self.clone(), id, socket: note.socket, start, phase, orders: asked };
-        self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign })));
+        self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign, is_adopted: true })));
     }
 
     /// Changes a worker's facts and publishes them.
