@@ -166,6 +166,8 @@ async fn start(
             ctx: plan.ctx,
             memory_bytes: plan.memory_bytes,
         },
+        // It may have waited for its model's turn, and a drain may have begun and counted the workers meanwhile.
+        || hive.takes_work(),
     )
 }
 

@@ -166,7 +166,13 @@ impl Workers {
     }
 
     /// Starts a worker as planned, or joins the one that a simultaneous request started. The caller waits with `ready`.
-    pub fn spawn(self: &Arc<Self>, want: &WorkerSpawn, plan: Planned) -> Result<String, Failure> {
+    /// Whether one `may` be started is asked under the table's lock: whoever forbids it and then looks at the table sees all.
+    pub fn spawn(
+        self: &Arc<Self>,
+        want: &WorkerSpawn,
+        plan: Planned,
+        may: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<String, Failure> {
         let id = fresh_id();
         let (phase, phases) = watch::channel(Phase::Starting);
         let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
@@ -204,6 +210,10 @@ impl Workers {
             // Looked for again under the lock: two requests at once share one worker.
             if let Some(existing) = table.values().find(|worker| is_match(worker, want)) {
                 outcome = Ok(existing.info.worker_id.clone());
+                return false;
+            }
+            if let Err(failure) = may() {
+                outcome = Err(failure);
                 return false;
             }
             if table.len() >= WORKERS_MAX {
