@@ -155,13 +155,7 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     if is_generating {
         hive.takes_work()?;
     }
-    if is_generating && !(worker.info.state.serves() || worker.info.state.is_coming()) {
-        return Err(Failure::new(
-            Code::ShuttingDown,
-            format!("worker {id} is {} and takes no new requests", worker.info.state.name()),
-        ));
-    }
-    let busy = is_generating.then(|| hive.workers.busy(id));
+    let busy = is_generating.then(|| hive.workers.busy(id)).transpose()?;
     let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
     // An engine that is not ours is watched from here.
     let is_watched = is_generating && !worker.pool.target().is_unix();

@@ -307,6 +307,10 @@ impl Life {
                     return End::Over(stopped(id));
                 }
                 Event::Idle => {
+                    // Somebody may have come at the last moment.
+                    if workers.give_up(id).is_err() {
+                        continue;
+                    }
                     tracing::info!(worker = id, "stopping an idle worker");
                     end_in_order(workers, id, tree, Duration::ZERO, None).await;
                     let why = format!("worker {id} was stopped for being idle");
@@ -422,16 +426,13 @@ async fn idle(workers: &Workers, id: &str) {
     let ttl = workers.settings().idle_ttl;
     let mut table = workers.watch();
     loop {
-        let state = table
-            .borrow_and_update()
-            .get(id)
-            .map(|worker| (worker.info.slots_busy, worker.used, worker.info.pinned));
-        match state {
-            Some((0, used, false)) => tokio::select! {
-                () = tokio::time::sleep_until(used + ttl) => return,
+        let unused = table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
+        match unused {
+            Some(since) => tokio::select! {
+                () = tokio::time::sleep_until(since + ttl) => return,
                 _ = table.changed() => {}
             },
-            // Busy or pinned: nothing to time until something changes. Gone: the life itself ends elsewhere.
+            // Busy, pinned or on its way out: nothing to time until something changes. Gone: the life itself ends elsewhere.
             _ => {
                 if table.changed().await.is_err() {
                     return std::future::pending().await;

@@ -92,6 +92,13 @@ pub struct Worker {
 
 pub type Table = BTreeMap<String, Worker>;
 
+impl Worker {
+    /// Nobody has any use for it now.
+    pub(super) fn is_unused(&self) -> bool {
+        self.info.state.serves() && self.info.slots_busy == 0 && self.waiting == 0 && !self.info.pinned
+    }
+}
+
 #[derive(Debug)]
 pub struct Workers {
     hive: String,
@@ -291,16 +298,15 @@ impl Workers {
         let mut outcome = self.get(id).map(drop);
         self.table.send_if_modified(|table| {
             let Some(worker) = table.get_mut(id) else { return false };
-            let Worker { info, waiting, .. } = worker;
-            if info.pinned || info.slots_busy > 0 || *waiting > 0 || !info.state.serves() {
-                let what = if info.pinned { "pinned" } else { info.state.name() };
+            if !worker.is_unused() {
+                let what = if worker.info.pinned { "pinned" } else { worker.info.state.name() };
                 outcome = Err(Failure::new(
                     Code::Conflict,
                     format!("worker {id} is {what}, and not to be given up"),
                 ));
                 return false;
             }
-            info.state = WorkerState::Draining;
+            worker.info.state = WorkerState::Draining;
             true
         });
         outcome
@@ -414,13 +420,24 @@ impl Workers {
         &self.shutdown
     }
 
-    /// Counts a request at a worker for as long as the value lives.
-    pub fn busy(self: &Arc<Self>, id: &str) -> Busy {
-        self.update(id, |worker| {
+    /// Counts a request at a worker for as long as the value lives. Refused under the same lock that takes it out of service: a
+    /// request that is counted is waited for.
+    pub fn busy(self: &Arc<Self>, id: &str) -> Result<Busy, Failure> {
+        let mut outcome = self.get(id).map(drop);
+        self.table.send_if_modified(|table| {
+            let Some(worker) = table.get_mut(id) else { return false };
+            let state = worker.info.state;
+            if !(state.serves() || state.is_coming()) {
+                let why = format!("worker {id} is {} and takes no new requests", state.name());
+                outcome = Err(Failure::new(Code::ShuttingDown, why));
+                return false;
+            }
             worker.info.slots_busy += 1;
             touch(worker);
+            outcome = Ok(());
+            true
         });
-        Busy { workers: self.clone(), id: id.to_owned() }
+        outcome.map(|()| Busy { workers: self.clone(), id: id.to_owned() })
     }
 }
 
@@ -496,5 +513,84 @@ impl<'w> Waiting<'w> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "w1";
+
+    fn settings() -> Settings {
+        let long = Duration::from_secs(60);
+        Settings {
+            shims: PathBuf::new(),
+            run: PathBuf::new(),
+            logs: PathBuf::new(),
+            orphan_ttl: long,
+            idle_ttl: long,
+            restart_pause: long,
+            loading_silence: long,
+            worker_silence: long,
+            rung_max: None,
+            env: Vec::new(),
+        }
+    }
+
+    /// A hive with one worker that serves; its orders come out here.
+    fn one() -> (Arc<Workers>, mpsc::Receiver<Order>) {
+        let workers = Workers::new("here", settings(), Shutdown::new());
+        let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
+        let info = WorkerInfo {
+            worker_id: ID.into(),
+            hive: "here".into(),
+            state: WorkerState::Ready,
+            model: "m".into(),
+            worker: "built-in".into(),
+            device: "cpu".into(),
+            slots_total: 2,
+            slots_busy: 0,
+            ctx: 512,
+            memory_bytes: 0,
+            pid: None,
+            started_at: 0,
+            last_used: 0,
+            pinned: false,
+            url: String::new(),
+        };
+        let worker = Worker {
+            info,
+            kind: "cpu".into(),
+            pool: Pool::new(Target::unix(std::path::Path::new("/none"))),
+            used: Instant::now(),
+            has_served: true,
+            log: Arc::default(),
+            phase: watch::channel(Phase::Ready).1,
+            orders,
+            waiting: 0,
+        };
+        workers.table.send_modify(|table| drop(table.insert(ID.into(), worker)));
+        (workers, asked)
+    }
+
+    fn state(workers: &Workers) -> WorkerState {
+        workers.get(ID).unwrap().info.state
+    }
+
+    #[test]
+    fn a_worker_is_given_up_only_while_nobody_asks_it_and_then_nobody_may() {
+        let (workers, _orders) = one();
+        let busy = workers.busy(ID).unwrap();
+        assert_eq!(workers.give_up(ID).unwrap_err().code, Code::Conflict);
+        drop(busy);
+        let waiting = Waiting::new(&workers, ID);
+        assert_eq!(workers.give_up(ID).unwrap_err().code, Code::Conflict);
+        drop(waiting);
+        workers.give_up(ID).unwrap();
+        assert_eq!(workers.busy(ID).unwrap_err().code, Code::ShuttingDown);
+        assert_eq!((state(&workers), workers.get(ID).unwrap().info.slots_busy), (WorkerState::Draining, 0));
+        workers.remove(ID);
+        assert_eq!(workers.busy(ID).unwrap_err().code, Code::WorkerNotFound);
     }
 }
