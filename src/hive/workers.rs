@@ -562,7 +562,7 @@ mod tests {
         let worker = Worker {
             info,
             kind: "cpu".into(),
-            pool: Pool::new(Target::unix(std::path::Path::new("/none"))),
+            pool: Pool::new(Target::unix("/none")),
             used: Instant::now(),
             has_served: true,
             log: Arc::default(),
