@@ -1,5 +1,5 @@
 //! One worker's life: launched under a shim, loading (its own progress stream tells, nobody polls), ready, busy, and the
-//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its socket and its place in the table go with
+//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its files and its place in the table go with
 //! it, but in two cases: a pinned worker that crashed keeps its place and is started again, and one that is handed over
 //! runs on, its shim keeping all that the next hive needs.
 
@@ -19,7 +19,7 @@ use crate::wire::fleet::{WorkerInfo, WorkerState};
 use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,7 +138,7 @@ impl Life {
             }
         };
         tracing::info!(worker = self.id, reason = failure.message, "worker ended");
-        self.remove_socket();
+        self.remove_files();
         self.forget(failure);
     }
 
@@ -171,7 +171,7 @@ impl Life {
             worker.info.pid = None;
         });
         self.phase.send_replace(Phase::Starting);
-        self.remove_socket();
+        self.remove_files();
         let until = Instant::now() + pause;
         loop {
             tokio::select! {
@@ -233,11 +233,10 @@ impl Life {
         self.workers.remove(&self.id);
     }
 
-    fn remove_socket(&self) {
-        if let Err(error) = std::fs::remove_file(&self.socket)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.socket.display(), %error, "a worker's socket could not be removed");
+    /// Its socket and its key, whichever it has.
+    fn remove_files(&self) {
+        for path in [self.socket.clone(), foreign::key_file(&self.workers.settings().run, &self.id)] {
+            remove(&path);
         }
     }
 
@@ -249,9 +248,6 @@ impl Life {
         if let Some(copying) = copying {
             // Its last words; a shim that does not close its output is not waited for.
             let _ = tokio::time::timeout(LAST_WORDS_MAX, copying).await;
-        }
-        if let (Some(endpoint), false) = (&held.endpoint, matches!(end, End::Left)) {
-            endpoint.forget();
         }
         end
     }
@@ -337,6 +333,15 @@ impl Life {
                 }
             }
         }
+    }
+}
+
+/// Takes a file of a worker that has ended away.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "an ended worker's file could not be removed");
     }
 }
 

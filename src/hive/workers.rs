@@ -352,6 +352,20 @@ impl Workers {
                 }
             }
         }
+        self.remove_leftovers();
+    }
+
+    /// Sockets and keys of workers that ended while no hive was there.
+    fn remove_leftovers(&self) {
+        let table = self.table.borrow();
+        for entry in std::fs::read_dir(&self.settings.run).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_workers = path.extension().is_some_and(|kind| kind == "sock" || kind == "key");
+            let id = path.file_stem().and_then(std::ffi::OsStr::to_str).filter(|_| is_workers);
+            if id.is_some_and(|id| is_id(id) && !table.contains_key(id)) {
+                supervise::remove(&path);
+            }
+        }
     }
 
     fn adopt_one(self: &Arc<Self>, tree: Tree, note: Note, engines: &[Engine]) {
@@ -453,10 +467,19 @@ pub struct Planned {
     pub memory_bytes: u64,
 }
 
-/// Short enough to type; the random end of a UUID.
+/// Digits of a worker's id after the `w`: short enough to type.
+const ID_DIGITS: usize = 10;
+
+/// The random end of a UUID.
 fn fresh_id() -> String {
     let uuid = crate::wire::id::fresh().simple().to_string();
-    format!("w{}", &uuid[uuid.len() - 10..])
+    format!("w{}", &uuid[uuid.len() - ID_DIGITS..])
+}
+
+/// Whether this hive or one before it may have made it.
+fn is_id(word: &str) -> bool {
+    let digits = word.strip_prefix('w').filter(|digits| digits.len() == ID_DIGITS);
+    digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
