@@ -276,11 +276,7 @@ impl Life {
                 Event::Loaded(Ok(())) => {
                     loading = None;
                     serving_since = Some(Instant::now());
-                    workers.update(id, |worker| {
-                        worker.info.state = WorkerState::Ready;
-                        worker.has_served = true;
-                        worker.used = Instant::now();
-                    });
+                    workers.serves(id);
                     phase.send_replace(Phase::Ready);
                 }
                 Event::Loaded(Err(failure)) => {
@@ -318,7 +314,7 @@ impl Life {
                     return End::Crash { failure: with_log(liveness::failure(workers, id), tree), served };
                 }
                 Event::HiveStops if workers.is_handing_over() => {
-                    workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+                    workers.end(id);
                     quiet(workers, id, tree, DRAIN_MAX).await;
                     // Its end may be what made it quiet.
                     if let Ok(exit) = tokio::time::timeout(Duration::ZERO, tree.exited()).await {
@@ -455,7 +451,7 @@ async fn end_in_order(
     grace: Duration,
     reply: Option<oneshot::Sender<Receipt>>,
 ) {
-    workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+    workers.end(id);
     quiet(workers, id, tree, grace).await;
     workers.update(id, |worker| worker.info.state = WorkerState::Stopping);
     let memory = process::memory_bytes(tree.pid()).unwrap_or(0);

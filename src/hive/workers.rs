@@ -88,6 +88,8 @@ pub struct Worker {
     orders: mpsc::Sender<Order>,
     /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
     waiting: u32,
+    /// Who has it take no new requests: its retirements, and its end.
+    drains: u32,
 }
 
 pub type Table = BTreeMap<String, Worker>;
@@ -211,6 +213,7 @@ impl Workers {
             phase: phases,
             orders,
             waiting: 0,
+            drains: 0,
         };
         let mut outcome = Ok(id.clone());
         self.table.send_if_modified(|table| {
@@ -306,10 +309,38 @@ impl Workers {
                 ));
                 return false;
             }
+            worker.drains += 1;
             worker.info.state = WorkerState::Draining;
             true
         });
         outcome
+    }
+
+    /// Has a worker, whatever its state, take no new requests for good.
+    pub(super) fn end(&self, id: &str) {
+        self.update(id, |worker| {
+            worker.drains += 1;
+            worker.info.state = WorkerState::Draining;
+        });
+    }
+
+    /// Has a worker take no new requests; one that still loads will not begin to. It is for `undrain` to end that.
+    pub(super) fn drain(&self, id: &str) {
+        self.update(id, |worker| {
+            worker.drains += 1;
+            settle(worker);
+        });
+    }
+
+    /// One of those who wanted it drained no longer does; it takes requests again if nobody else wants that. Tells whether.
+    pub(super) fn undrain(&self, id: &str) -> bool {
+        let mut is_back = false;
+        self.update(id, |worker| {
+            worker.drains = worker.drains.saturating_sub(1);
+            is_back = worker.drains == 0;
+            settle(worker);
+        });
+        is_back
     }
 
     /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back.
@@ -407,12 +438,23 @@ impl Workers {
             phase: phases,
             orders,
             waiting: 0,
+            drains: 0,
         };
         self.table.send_modify(|table| {
             table.insert(id.clone(), worker);
         });
         let life = Life { workers: self.clone(), id, socket: note.socket, start, phase, orders: asked };
         self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign, is_adopted: true })));
+    }
+
+    /// Its model is loaded.
+    pub(super) fn serves(&self, id: &str) {
+        self.update(id, |worker| {
+            worker.info.state = WorkerState::Ready;
+            worker.has_served = true;
+            worker.used = Instant::now();
+            settle(worker);
+        });
     }
 
     /// Changes a worker's facts and publishes them.
@@ -441,8 +483,8 @@ impl Workers {
         self.table.send_if_modified(|table| {
             let Some(worker) = table.get_mut(id) else { return false };
             let state = worker.info.state;
-            if !(state.serves() || state.is_coming()) {
-                let why = format!("worker {id} is {} and takes no new requests", state.name());
+            if worker.drains > 0 || !(state.serves() || state.is_coming()) {
+                let why = format!("worker {id} ({}) takes no new requests", state.name());
                 outcome = Err(Failure::new(Code::ShuttingDown, why));
                 return false;
             }
@@ -499,8 +541,18 @@ fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
 fn touch(worker: &mut Worker) {
     worker.used = Instant::now();
     worker.info.last_used = now_ms();
-    if worker.info.state.serves() {
-        worker.info.state = if worker.info.slots_busy > 0 { WorkerState::Busy } else { WorkerState::Ready };
+    settle(worker);
+}
+
+/// The state of one that is up, by who asks it and who wants it drained.
+fn settle(worker: &mut Worker) {
+    let state = &mut worker.info.state;
+    if state.serves() || *state == WorkerState::Draining {
+        *state = match (worker.drains, worker.info.slots_busy) {
+            (1.., _) => WorkerState::Draining,
+            (0, 1..) => WorkerState::Busy,
+            (0, 0) => WorkerState::Ready,
+        };
     }
 }
 
@@ -592,6 +644,7 @@ mod tests {
             phase: watch::channel(Phase::Ready).1,
             orders,
             waiting: 0,
+            drains: 0,
         };
         workers.table.send_modify(|table| drop(table.insert(ID.into(), worker)));
         (workers, asked)
@@ -615,5 +668,32 @@ mod tests {
         assert_eq!((state(&workers), workers.get(ID).unwrap().info.slots_busy), (WorkerState::Draining, 0));
         workers.remove(ID);
         assert_eq!(workers.busy(ID).unwrap_err().code, Code::WorkerNotFound);
+    }
+
+    #[test]
+    fn a_worker_is_back_when_the_last_who_wanted_it_drained_no_longer_does() {
+        let (workers, _orders) = one();
+        let busy = workers.busy(ID).unwrap();
+        workers.drain(ID);
+        workers.drain(ID);
+        assert!(!workers.undrain(ID) && state(&workers) == WorkerState::Draining);
+        assert!(workers.undrain(ID) && state(&workers) == WorkerState::Busy);
+        drop(busy);
+        assert_eq!(state(&workers), WorkerState::Ready);
+        // Nor is one put back that is to be given up, whoever wanted it drained before.
+        workers.give_up(ID).unwrap();
+        workers.drain(ID);
+        assert!(!workers.undrain(ID) && state(&workers) == WorkerState::Draining);
+    }
+
+    #[test]
+    fn a_worker_that_is_drained_while_it_loads_does_not_begin_to_serve() {
+        let (workers, _orders) = one();
+        workers.update(ID, |worker| worker.info.state = WorkerState::Loading);
+        workers.drain(ID);
+        assert_eq!(state(&workers), WorkerState::Loading);
+        workers.serves(ID);
+        assert_eq!(state(&workers), WorkerState::Draining);
+        assert!(workers.undrain(ID) && state(&workers) == WorkerState::Ready);
     }
 }
