@@ -343,13 +343,21 @@ impl Workers {
         is_back
     }
 
-    /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back.
+    /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back: nothing if it
+    /// ended meanwhile, by another stop for one.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<Receipt, Failure> {
         let worker = self.get(id)?;
         let (reply, receipt) = oneshot::channel();
-        let gone = || Failure::new(Code::WorkerNotFound, format!("worker {id} has ended"));
-        worker.orders.send(Order::Stop { grace, reply }).await.map_err(|_| gone())?;
-        receipt.await.map_err(|_| gone())
+        if worker.orders.send(Order::Stop { grace, reply }).await.is_ok()
+            && let Ok(receipt) = receipt.await
+        {
+            return Ok(receipt);
+        }
+        if self.is_handing_over() {
+            let why = format!("the hive ends and leaves worker {id} to the next one; ask that to stop it");
+            return Err(Failure::new(Code::ShuttingDown, why));
+        }
+        Ok(Receipt::default())
     }
 
     /// Pins a worker that may have been started unpinned; its shim will tell the next hive.
@@ -695,5 +703,34 @@ mod tests {
         workers.serves(ID);
         assert_eq!(state(&workers), WorkerState::Draining);
         assert!(workers.undrain(ID) && state(&workers) == WorkerState::Ready);
+    }
+
+    #[tokio::test]
+    async fn of_two_stops_both_have_what_they_wanted_and_the_first_has_the_receipt() {
+        let (workers, mut orders) = one();
+        let [first, second] = [(), ()].map(|()| {
+            let workers = workers.clone();
+            tokio::spawn(async move { workers.stop(ID, Duration::ZERO).await })
+        });
+        let Some(Order::Stop { reply, .. }) = orders.recv().await else { panic!("no order") };
+        while orders.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        reply.send(Receipt { ms: 7, ..Receipt::default() }).unwrap();
+        workers.remove(ID);
+        drop(orders);
+        let mut told = [first.await.unwrap().unwrap().ms, second.await.unwrap().unwrap().ms];
+        told.sort_unstable();
+        assert_eq!(told, [0, 7]);
+        let unknown = workers.stop(ID, Duration::ZERO).await.unwrap_err();
+        assert_eq!(unknown.code, Code::WorkerNotFound);
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_claim_a_worker_that_is_left_to_the_next_hive() {
+        let (workers, orders) = one();
+        workers.hand_over();
+        drop(orders);
+        assert_eq!(workers.stop(ID, Duration::ZERO).await.unwrap_err().code, Code::ShuttingDown);
     }
 }
