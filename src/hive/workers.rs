@@ -733,4 +733,22 @@ mod tests {
         drop(orders);
         assert_eq!(workers.stop(ID, Duration::ZERO).await.unwrap_err().code, Code::ShuttingDown);
     }
+
+    #[test]
+    fn a_spawn_is_allowed_or_not_when_the_worker_is_put_into_the_table() {
+        let (workers, _orders) = one();
+        let want = WorkerSpawn::of("other");
+        let plan = Planned {
+            model: want.model.clone(),
+            path: PathBuf::new(),
+            engine: Engine::built_in(),
+            device: "cpu".into(),
+            slots: 1,
+            ctx: 512,
+            memory_bytes: 0,
+        };
+        let refused = workers.spawn(&want, plan, || Err(Failure::new(Code::ShuttingDown, "it drains")));
+        assert_eq!(refused.unwrap_err().code, Code::ShuttingDown);
+        assert_eq!(workers.table.borrow().len(), 1);
+    }
 }
