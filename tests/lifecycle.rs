@@ -342,6 +342,21 @@ fn a_handover_finishes_the_stream_and_leaves_the_worker_to_the_next_hive_with_it
 }
 
 #[test]
+fn a_handover_in_the_pause_before_a_restart_leaves_the_worker_to_the_next_hive_too() {
+    alone(|| {
+        let place = Place::new();
+        let (mut hive, id) = in_the_pause(&place);
+        let answer = hive.post("/v1/handover", &json!({}));
+        assert_eq!(answer.json()["workers"], json!([id]));
+        assert!(hive.ended().success());
+        let next = Daemon::start(&place, "hive serve", NEVER);
+        let adopted = again(&next, &id, 0);
+        assert_eq!((&adopted["pinned"], place.spawns()), (&json!(true), 1));
+        assert!(next.terminate().success());
+    });
+}
+
+#[test]
 fn a_handover_may_be_asked_for_through_the_queen_and_without_a_next_hive_the_worker_ends() {
     alone(|| {
         let place = Place::new();

@@ -173,10 +173,11 @@ impl Life {
         self.phase.send_replace(Phase::Starting);
         self.remove_files();
         let until = Instant::now() + pause;
+        let again = Start { info: WorkerInfo { pid: None, ..info }, ..start };
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
-                    self.start = Some(Start { info: WorkerInfo { pid: None, ..info }, ..start });
+                    self.start = Some(again);
                     return Ok(());
                 }
                 Some(order) = self.orders.recv() => if let Order::Stop { reply, .. } = order {
@@ -185,6 +186,11 @@ impl Life {
                     return Err(stopped(&self.id));
                 },
                 () = shutdown.drained() => {
+                    if self.workers.is_handing_over() {
+                        // The next hive knows what runs and nothing else: it is started now, and left to load.
+                        self.start = Some(again);
+                        return Ok(());
+                    }
                     return Err(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
                 }
             }
