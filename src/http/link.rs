@@ -28,7 +28,8 @@ pub const STREAMS_MAX: u32 = 4_096;
 pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 pub const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 pub const FRAME_BYTES_MAX: u32 = 64 << 10;
-pub const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
+/// The longest head that a queen lets in, and what HTTP/2 counts besides.
+pub const HEADER_LIST_BYTES_MAX: u32 = 80 << 10;
 pub const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
 pub const PENDING_RESETS_MAX: usize = STREAMS_MAX as usize;
 pub const LOCAL_RESETS_MAX: usize = 1 << 20;
