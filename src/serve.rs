@@ -111,6 +111,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             base_url: base_url.clone(),
             journals: dirs.jobs.join("queen"),
             limits,
+            idle_ttl: settings.duration("idle-ttl").filter(|_| settings.is_given("idle-ttl")),
             shares_its_log: roles == Roles::Both,
             listen: listeners.iter().map(|(address, _)| address.to_string()).collect(),
             keys: ring,
@@ -122,6 +123,10 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
         Roles::Hive | Roles::Both => {
             let node = keys::node_id(&dirs.state)?;
             let mut options = hive_options(settings, &dirs, name, base_url, key)?;
+            if roles == Roles::Hive && !settings.is_given("idle-ttl") {
+                // Its queen may have been told.
+                options.workers.idle_ttl = None;
+            }
             // RBEE_QUEEN may well name the queen in this very process, whom the hive has a shorter link to.
             let addresses: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
             options.queens.retain(|queen| !is_us(queen, &addresses, &host_name()));
@@ -227,7 +232,7 @@ fn hive_options(
             run: dirs.run.clone(),
             logs: dirs.logs.clone(),
             orphan_ttl: settings.duration("orphan-ttl").unwrap_or(Duration::from_secs(60)),
-            idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
+            idle_ttl: settings.duration("idle-ttl"),
             restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
             loading_silence: settings.duration("loading-silence").unwrap_or(hive::LOADING_SILENCE_MAX),
             worker_silence: settings.duration("worker-silence").unwrap_or(hive::WORKER_SILENCE_MAX),

@@ -218,6 +218,24 @@ fn a_spawn_that_pins_a_running_worker_is_remembered_by_the_next_hive_which_resta
     });
 }
 
+#[test]
+fn a_hive_that_was_told_no_idle_ttl_goes_by_its_queens_even_when_she_is_away() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &["--idle-ttl", "300ms"]);
+        let hive = fleet::hive(&place, &queen, &[]);
+        let model = hive.register(&place, None);
+        let idles_out = || {
+            let worker = spawn(&hive, &model, json!({}));
+            let told = is_gone(&hive, &worker["worker_id"]).failure();
+            assert!(told.message.contains("idle"), "{told}");
+        };
+        idles_out();
+        queen.kill9();
+        idles_out();
+    });
+}
+
 #[track_caller]
 fn has_state(queen: &Daemon, state: &str) {
     until("the hive's state is told", || match queen.get("/v1/hives/one").json() {

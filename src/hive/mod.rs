@@ -123,8 +123,8 @@ impl Hive {
         });
         // What links tell first.
         hive.devices().await;
-        for queen in hive.options.queens.clone() {
-            hive.shutdown.spawn(link::keep(hive.clone(), queen));
+        for (number, queen) in hive.options.queens.clone().into_iter().enumerate() {
+            hive.shutdown.spawn(link::keep(hive.clone(), queen, number == 0));
         }
         hive
     }

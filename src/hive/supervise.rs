@@ -430,14 +430,14 @@ async fn load(
 
 /// Ends when the worker has been idle for the hive's limit. The clock starts again with every request.
 async fn idle(workers: &Workers, id: &str) {
-    let ttl = workers.settings().idle_ttl;
-    let mut table = workers.watch();
+    let (mut table, mut told) = (workers.watch(), workers.idle_ttl_changes());
     loop {
         let unused = table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
         match unused {
             Some(since) => tokio::select! {
-                () = tokio::time::sleep_until(since + ttl) => return,
+                () = tokio::time::sleep_until(since + workers.idle_ttl()) => return,
                 _ = table.changed() => {}
+                _ = told.changed() => {}
             },
             // Busy, pinned or on its way out: nothing to time until something changes. Gone: the life itself ends elsewhere.
             _ => {

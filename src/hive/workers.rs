@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 pub const WORKERS_MAX: usize = 256;
 /// B12: loading may take long, but must move.
 pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// B18: how long a worker may be idle where nobody was told.
+pub const IDLE_TTL: Duration = Duration::from_secs(5 * 60);
 /// B14: how long a worker at work may leave the question unanswered whether it lives. Its answer does not wait for what it
 /// computes, and its requests' own limit is a minute.
 pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(40);
@@ -41,7 +43,8 @@ pub struct Settings {
     pub run: PathBuf,
     pub logs: PathBuf,
     pub orphan_ttl: Duration,
-    pub idle_ttl: Duration,
+    /// As this hive was told; else what its queen was told.
+    pub idle_ttl: Option<Duration>,
     /// Before a pinned worker's first restart; see `restarts`.
     pub restart_pause: Duration,
     /// B12: how long a load may show no progress.
@@ -107,6 +110,8 @@ pub struct Workers {
     settings: Settings,
     table: watch::Sender<Table>,
     pub ends: Ends,
+    /// What the queen said last; she may be away.
+    idle_ttl_told: watch::Sender<Option<Duration>>,
     /// Set before the shutdown: workers are left to the next hive then, not stopped.
     handing_over: AtomicBool,
     shutdown: Shutdown,
@@ -126,6 +131,7 @@ impl Workers {
             settings,
             table: watch::Sender::new(Table::new()),
             ends: Ends::default(),
+            idle_ttl_told: watch::Sender::new(None),
             handing_over: AtomicBool::new(false),
             shutdown,
         })
@@ -147,6 +153,20 @@ impl Workers {
             (&info.worker_id, state.name(), info.pid, info.pinned, info.memory_bytes).hash(&mut hasher);
         }
         hasher.finish()
+    }
+
+    /// How long a worker may be idle.
+    pub fn idle_ttl(&self) -> Duration {
+        self.settings.idle_ttl.or(*self.idle_ttl_told.borrow()).unwrap_or(IDLE_TTL)
+    }
+
+    pub fn tell_idle_ttl(&self, told: Option<Duration>) {
+        self.idle_ttl_told.send_replace(told);
+    }
+
+    /// Wakes who watches idle workers.
+    pub(super) fn idle_ttl_changes(&self) -> watch::Receiver<Option<Duration>> {
+        self.idle_ttl_told.subscribe()
     }
 
     pub fn settings(&self) -> &Settings {
@@ -612,7 +632,7 @@ mod tests {
             run: PathBuf::new(),
             logs: PathBuf::new(),
             orphan_ttl: long,
-            idle_ttl: long,
+            idle_ttl: None,
             restart_pause: long,
             loading_silence: long,
             worker_silence: long,
@@ -750,5 +770,18 @@ mod tests {
         let refused = workers.spawn(&want, plan, || Err(Failure::new(Code::ShuttingDown, "it drains")));
         assert_eq!(refused.unwrap_err().code, Code::ShuttingDown);
         assert_eq!(workers.table.borrow().len(), 1);
+    }
+
+    #[test]
+    fn how_long_a_worker_may_be_idle_is_the_hives_own_word_then_the_queens() {
+        let soon = Some(Duration::from_secs(1));
+        let (workers, _orders) = one();
+        assert_eq!(workers.idle_ttl(), IDLE_TTL);
+        workers.tell_idle_ttl(soon);
+        assert_eq!(Some(workers.idle_ttl()), soon);
+        let own = Some(Duration::from_secs(7));
+        let workers = Workers::new("here", Settings { idle_ttl: own, ..settings() }, Shutdown::new());
+        workers.tell_idle_ttl(soon);
+        assert_eq!(Some(workers.idle_ttl()), own);
     }
 }
