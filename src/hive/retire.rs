@@ -2,7 +2,7 @@
 //! those at work are cut off.
 
 use crate::hive::Hive;
-use crate::hive::workers::Table;
+use crate::hive::workers::{STOP_GRACE, Table};
 use crate::job::{Context, Outcome};
 use crate::wire::job::Receipt;
 use serde_json::json;
@@ -10,8 +10,6 @@ use std::time::Duration;
 
 /// How long what is at work may take; what lasts longer is ended.
 pub const RETIRE_WAIT_MAX: Duration = Duration::from_secs(60 * 60);
-/// From TERM to KILL of a worker that has nothing left to do.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn retire(hive: &Hive, id: &str, now: bool, job: &Context) -> Outcome {
     if now {

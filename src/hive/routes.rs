@@ -197,11 +197,9 @@ mod tests {
 
     #[test]
     fn whatever_is_posted_to_an_engine_that_is_not_ours_is_work_and_of_ours_what_generates() {
-        for (path, of_ours, of_theirs) in [
-            ("v1/chat/completions", true, true),
-            ("completion", false, true),
-            ("v1/embeddings", false, true),
-        ] {
+        for (path, of_ours, of_theirs) in
+            [("v1/chat/completions", true, true), ("completion", false, true), ("v1/embeddings", false, true)]
+        {
             assert_eq!(is_work(&Method::POST, path, false), of_ours, "{path}");
             assert_eq!(is_work(&Method::POST, path, true), of_theirs, "{path}");
         }

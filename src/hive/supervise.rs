@@ -432,7 +432,8 @@ async fn load(
 async fn idle(workers: &Workers, id: &str) {
     let (mut table, mut told) = (workers.watch(), workers.idle_ttl_changes());
     loop {
-        let unused = table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
+        let unused =
+            table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
         match unused {
             Some(since) => tokio::select! {
                 () = tokio::time::sleep_until(since + workers.idle_ttl()) => return,

@@ -34,6 +34,9 @@ pub const IDLE_TTL: Duration = Duration::from_secs(5 * 60);
 /// B14: how long a worker at work may leave the question unanswered whether it lives. Its answer does not wait for what it
 /// computes, and its requests' own limit is a minute.
 pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(40);
+/// How long requests at work may take to finish when their worker is told to stop; from TERM to KILL it then has
+/// [`supervise::WORKER_GRACE`].
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What a hive was told about its workers.
 #[derive(Debug, Clone)]

@@ -150,7 +150,8 @@ pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<Welcome, Link
             };
             return Err(LinkError::Refused(failure));
         }
-        let idle_ttl = answer.headers().get(IDLE_TTL_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let idle_ttl =
+            answer.headers().get(IDLE_TTL_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
         let io = hyper::upgrade::on(answer).await.map_err(LinkError::Upgrade)?;
         Ok(Welcome { io, idle_ttl: idle_ttl.map(Duration::from_millis) })
     };
