@@ -24,6 +24,7 @@ mod processes;
 pub mod restarts;
 mod retire;
 mod routes;
+mod service;
 mod speed;
 mod supervise;
 mod workers;

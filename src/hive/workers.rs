@@ -5,6 +5,7 @@ use crate::daemon::lines::{LINES_KEPT_MAX, Lines};
 use crate::hive::ends::Ends;
 use crate::hive::engines::Engine;
 use crate::hive::foreign::Endpoint;
+use crate::hive::service::Waiting;
 use crate::hive::supervise::{self, Held, Life, Order, Phase, Start};
 use crate::http::client::Target;
 use crate::http::pool::Pool;
@@ -93,25 +94,18 @@ pub struct Worker {
     phase: watch::Receiver<Phase>,
     orders: mpsc::Sender<Order>,
     /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
-    waiting: u32,
+    pub(super) waiting: u32,
     /// Who has it take no new requests: its retirements, and its end.
-    drains: u32,
+    pub(super) drains: u32,
 }
 
 pub type Table = BTreeMap<String, Worker>;
-
-impl Worker {
-    /// Nobody has any use for it now.
-    pub(super) fn is_unused(&self) -> bool {
-        self.info.state.serves() && self.info.slots_busy == 0 && self.waiting == 0 && !self.info.pinned
-    }
-}
 
 #[derive(Debug)]
 pub struct Workers {
     hive: String,
     settings: Settings,
-    table: watch::Sender<Table>,
+    pub(super) table: watch::Sender<Table>,
     pub ends: Ends,
     /// What the queen said last; she may be away.
     idle_ttl_told: watch::Sender<Option<Duration>>,
@@ -315,57 +309,6 @@ impl Workers {
         }
     }
 
-    fn is_wanted_by_others(&self, id: &str) -> bool {
-        self.table.borrow().get(id).is_some_and(|worker| worker.waiting > 1)
-    }
-
-    /// Takes an idle worker out of service, so that its memory can go to another; refused while anybody has use for it.
-    pub fn give_up(&self, id: &str) -> Result<(), Failure> {
-        let mut outcome = self.get(id).map(drop);
-        self.table.send_if_modified(|table| {
-            let Some(worker) = table.get_mut(id) else { return false };
-            if !worker.is_unused() {
-                let what = if worker.info.pinned { "pinned" } else { worker.info.state.name() };
-                outcome = Err(Failure::new(
-                    Code::Conflict,
-                    format!("worker {id} is {what}, and not to be given up"),
-                ));
-                return false;
-            }
-            worker.drains += 1;
-            worker.info.state = WorkerState::Draining;
-            true
-        });
-        outcome
-    }
-
-    /// Has a worker, whatever its state, take no new requests for good.
-    pub(super) fn end(&self, id: &str) {
-        self.update(id, |worker| {
-            worker.drains += 1;
-            worker.info.state = WorkerState::Draining;
-        });
-    }
-
-    /// Has a worker take no new requests; one that still loads will not begin to. It is for `undrain` to end that.
-    pub(super) fn drain(&self, id: &str) {
-        self.update(id, |worker| {
-            worker.drains += 1;
-            settle(worker);
-        });
-    }
-
-    /// One of those who wanted it drained no longer does; it takes requests again if nobody else wants that. Tells whether.
-    pub(super) fn undrain(&self, id: &str) -> bool {
-        let mut is_back = false;
-        self.update(id, |worker| {
-            worker.drains = worker.drains.saturating_sub(1);
-            is_back = worker.drains == 0;
-            settle(worker);
-        });
-        is_back
-    }
-
     /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back: nothing if it
     /// ended meanwhile, by another stop for one.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<Receipt, Failure> {
@@ -478,16 +421,6 @@ impl Workers {
         self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign, is_adopted: true })));
     }
 
-    /// Its model is loaded.
-    pub(super) fn serves(&self, id: &str) {
-        self.update(id, |worker| {
-            worker.info.state = WorkerState::Ready;
-            worker.has_served = true;
-            worker.used = Instant::now();
-            settle(worker);
-        });
-    }
-
     /// Changes a worker's facts and publishes them.
     pub(super) fn update(&self, id: &str, change: impl FnOnce(&mut Worker)) {
         self.table.send_if_modified(|table| match table.get_mut(id) {
@@ -505,26 +438,6 @@ impl Workers {
 
     pub(super) fn hive_shutdown(&self) -> &Shutdown {
         &self.shutdown
-    }
-
-    /// Counts a request at a worker for as long as the value lives. Refused under the same lock that takes it out of service: a
-    /// request that is counted is waited for.
-    pub fn busy(self: &Arc<Self>, id: &str) -> Result<Busy, Failure> {
-        let mut outcome = self.get(id).map(drop);
-        self.table.send_if_modified(|table| {
-            let Some(worker) = table.get_mut(id) else { return false };
-            let state = worker.info.state;
-            if worker.drains > 0 || !(state.serves() || state.is_coming()) {
-                let why = format!("worker {id} ({}) takes no new requests", state.name());
-                outcome = Err(Failure::new(Code::ShuttingDown, why));
-                return false;
-            }
-            worker.info.slots_busy += 1;
-            touch(worker);
-            outcome = Ok(());
-            true
-        });
-        outcome.map(|()| Busy { workers: self.clone(), id: id.to_owned() })
     }
 }
 
@@ -569,64 +482,11 @@ fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
         && want.ctx.is_none_or(|ctx| ctx == info.ctx)
 }
 
-fn touch(worker: &mut Worker) {
-    worker.used = Instant::now();
-    worker.info.last_used = now_ms();
-    settle(worker);
-}
-
-/// The state of one that is up, by who asks it and who wants it drained.
-fn settle(worker: &mut Worker) {
-    let state = &mut worker.info.state;
-    if state.serves() || *state == WorkerState::Draining {
-        *state = match (worker.drains, worker.info.slots_busy) {
-            (1.., _) => WorkerState::Draining,
-            (0, 1..) => WorkerState::Busy,
-            (0, 0) => WorkerState::Ready,
-        };
-    }
-}
-
-/// A request at work; see [`Workers::busy`].
-#[derive(Debug)]
-pub struct Busy {
-    workers: Arc<Workers>,
-    id: String,
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.workers.update(&self.id, |worker| {
-            worker.info.slots_busy = worker.info.slots_busy.saturating_sub(1);
-            touch(worker);
-        });
-    }
-}
-
-/// One spawn that waits for a worker.
-struct Waiting<'w> {
-    workers: &'w Workers,
-    id: String,
-}
-
-impl<'w> Waiting<'w> {
-    fn new(workers: &'w Workers, id: &str) -> Self {
-        workers.update(id, |worker| worker.waiting += 1);
-        Waiting { workers, id: id.to_owned() }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const ID: &str = "w1";
+    pub const ID: &str = "w1";
 
     fn settings() -> Settings {
         let long = Duration::from_secs(60);
@@ -645,7 +505,7 @@ mod tests {
     }
 
     /// A hive with one worker that serves; its orders come out here.
-    fn one() -> (Arc<Workers>, mpsc::Receiver<Order>) {
+    pub fn one() -> (Arc<Workers>, mpsc::Receiver<Order>) {
         let workers = Workers::new("here", settings(), Shutdown::new());
         let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
         let info = WorkerInfo {
@@ -679,53 +539,6 @@ mod tests {
         };
         workers.table.send_modify(|table| drop(table.insert(ID.into(), worker)));
         (workers, asked)
-    }
-
-    fn state(workers: &Workers) -> WorkerState {
-        workers.get(ID).unwrap().info.state
-    }
-
-    #[test]
-    fn a_worker_is_given_up_only_while_nobody_asks_it_and_then_nobody_may() {
-        let (workers, _orders) = one();
-        let busy = workers.busy(ID).unwrap();
-        assert_eq!(workers.give_up(ID).unwrap_err().code, Code::Conflict);
-        drop(busy);
-        let waiting = Waiting::new(&workers, ID);
-        assert_eq!(workers.give_up(ID).unwrap_err().code, Code::Conflict);
-        drop(waiting);
-        workers.give_up(ID).unwrap();
-        assert_eq!(workers.busy(ID).unwrap_err().code, Code::ShuttingDown);
-        assert_eq!((state(&workers), workers.get(ID).unwrap().info.slots_busy), (WorkerState::Draining, 0));
-        workers.remove(ID);
-        assert_eq!(workers.busy(ID).unwrap_err().code, Code::WorkerNotFound);
-    }
-
-    #[test]
-    fn a_worker_is_back_when_the_last_who_wanted_it_drained_no_longer_does() {
-        let (workers, _orders) = one();
-        let busy = workers.busy(ID).unwrap();
-        workers.drain(ID);
-        workers.drain(ID);
-        assert!(!workers.undrain(ID) && state(&workers) == WorkerState::Draining);
-        assert!(workers.undrain(ID) && state(&workers) == WorkerState::Busy);
-        drop(busy);
-        assert_eq!(state(&workers), WorkerState::Ready);
-        // Nor is one put back that is to be given up, whoever wanted it drained before.
-        workers.give_up(ID).unwrap();
-        workers.drain(ID);
-        assert!(!workers.undrain(ID) && state(&workers) == WorkerState::Draining);
-    }
-
-    #[test]
-    fn a_worker_that_is_drained_while_it_loads_does_not_begin_to_serve() {
-        let (workers, _orders) = one();
-        workers.update(ID, |worker| worker.info.state = WorkerState::Loading);
-        workers.drain(ID);
-        assert_eq!(state(&workers), WorkerState::Loading);
-        workers.serves(ID);
-        assert_eq!(state(&workers), WorkerState::Draining);
-        assert!(workers.undrain(ID) && state(&workers) == WorkerState::Ready);
     }
 
     #[tokio::test]
