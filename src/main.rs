@@ -132,6 +132,8 @@ fn print(text: &str) -> Exit {
 }
 
 fn fail(error: &(dyn Error + 'static), exit: Exit) -> Exit {
-    eprintln!("rbee: {}", chain(error));
+    use std::io::Write;
+    // Where nobody can be told, the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "rbee: {}", chain(error));
     exit
 }

@@ -345,9 +345,17 @@ fn beside_the_program_links_are_relative() {
 fn a_daemon_that_is_not_there_is_tried_three_times_each_told_and_then_what_to_check() {
     let account = Account::new();
     let nobody = ["--queen", "http://127.0.0.1:9"];
-    for command in
-        [&["status"][..], &["hive", "list"], &["job", "list"], &["workers", "health"], &["model", "list"]]
-    {
+    const ID: &str = "01900000-0000-7000-8000-000000000000";
+    for command in [
+        &["status"][..],
+        &["hive", "list"],
+        &["job", "list"],
+        &["job", "cancel", ID],
+        &["workers", "health"],
+        &["workers", "shutdown", "--id", "w1"],
+        &["model", "list"],
+        &["hive", "install", "u@box"],
+    ] {
         let answer = account.rbee(&[command, &nobody].concat());
         for words in
             ["try 2 of 3 in 200 ms", "try 3 of 3 in 400 ms", "CONNECTION_FAILED", "rbee queen status"]
@@ -358,6 +366,49 @@ fn a_daemon_that_is_not_there_is_tried_three_times_each_told_and_then_what_to_ch
         quiet.fails(1, "CONNECTION_FAILED");
         assert!(!quiet.stderr.contains("try 2"), "{quiet:?}");
     }
+}
+
+#[test]
+fn a_command_waits_no_longer_than_its_timeout_for_a_daemon_that_says_nothing() {
+    let account = Account::new();
+    // Connections come about, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let limit = ["--timeout", "300ms"];
+    for command in [
+        &["status"][..],
+        &["hive", "list"],
+        &["workers", "shutdown", "--id", "w1"],
+        &["run", "hello"],
+        &["why", "m"],
+        &["model", "list"],
+        &["hive", "install", "u@box"],
+        &["token"],
+    ] {
+        let answer = account.rbee(&[command, &["--queen", &url], &limit].concat());
+        answer.fails(1, "gave up after 0.3 s, as --timeout says");
+    }
+}
+
+#[test]
+fn an_error_that_nobody_can_read_keeps_its_exit_code() {
+    for words in [&["bogus"][..], &["serve", "--queue", "x"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let status = Account::new().command(words).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(2), "{words:?}");
+    }
+}
+
+#[test]
+fn one_variable_is_not_two_things() {
+    let account = Account::new();
+    let with = |name: &str, words: &[&str]| {
+        let mut command = account.command(words);
+        command.env(name, "be brief");
+        Answer::of(command)
+    };
+    with("RBEE_SYSTEM", &["install", "--listen", "0.0.0.0:1"]).fails(2, "without a key");
+    with("RBEE_SYSTEM_WIDE", &["install"]).fails(2, "RBEE_SYSTEM_WIDE = `be brief` is not");
 }
 
 #[test]

@@ -42,6 +42,11 @@ fn done(place: &Place, args: &[&str]) -> (String, String) {
     said(&output)
 }
 
+/// Where the only hive listens.
+fn first_address(queen: &Daemon) -> String {
+    queen.has_hives(1)[0]["listen"].as_str().unwrap().to_owned()
+}
+
 /// A queen with a key, and a machine that her person's ssh reaches, with a model on its disk.
 struct Far {
     queen: Daemon,
@@ -124,12 +129,24 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         queen.has_hives(0);
         std::fs::remove_file(place.path("home/.config/rbee/config.toml")).unwrap();
 
+        // A hive that does not start says why, and its key is not left with the queen.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let told = fails(&["--port", &port, "--identity", &key, "--listen", &address], "in use");
+        assert!(told.contains(&address), "{told}");
+        let keys = std::fs::read_to_string(place.path("s/keys.json")).unwrap();
+        let keys: Value = serde_json::from_str(&keys).unwrap();
+        assert_eq!(keys["keys"].as_array().unwrap().len(), 1, "the client's: {keys}");
+        assert_eq!(keys["tokens"], json!([]), "no token waits");
+
         // And now as it should be.
         let line = install(&["--port", &port, "--identity", &key, "--json"]);
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
         let (value, told) = done(&place, &line);
         println!("{told}");
         let value: Value = serde_json::from_str(&value).unwrap();
+        let drained = rbee(&place, &["hive", "drain", "two", "--hive", &first_address(&queen)]);
+        assert!(said(&drained).1.contains("is `one`, not `two`"), "{drained:?}");
         assert_eq!((value["name"].as_str(), value["service"].as_str()), (Some("one"), Some("detached")));
         for step in [
             "checking",
@@ -252,6 +269,11 @@ fn each_way_in_which_ssh_can_fail_has_its_own_message_and_saves_nothing() {
             let output = rbee(&place, &["hive", "install", "--queen", &url, "--", bad]);
             assert_eq!(output.status.code(), Some(2), "{bad}: {output:?}");
         }
+        let output = rbee(&place, &["hive", "install", "--queen", &url, "u@box", "--name", "a b"]);
+        assert!(
+            output.status.code() == Some(2) && said(&output).1.contains("cannot name a hive"),
+            "{output:?}"
+        );
         std::fs::remove_dir_all(place.path("tools")).unwrap();
         let mut command = place.command(&install);
         let output = command.env("PATH", place.path("tools")).output().unwrap();
@@ -299,7 +321,7 @@ fn willing(place: &Place) {
         place,
         &format!(
             "case \"$*\" in *'sh -s') {facts};; *'cat >'*) cat > \"$0.got\";; *sha256sum*) {sum};; \
-             *\"'install'\"*) cat > /dev/null; echo '{installed}';; *version*) echo '{version}';; esac"
+             *\"'install'\"*) read -r token; echo '{installed}';; *version*) echo '{version}';; esac"
         ),
     );
 }
@@ -343,6 +365,39 @@ fn a_hive_is_seen_when_it_comes_though_the_queen_was_restarted_while_it_was_wait
         assert_eq!(output.status.code(), Some(143), "{output:?}");
         assert!(asked().contains("'uninstall'"), "{}", asked());
         assert!(!place.path("s/nodes").exists() || place.path("s/nodes").read_dir().unwrap().count() == 0);
+    });
+}
+
+#[test]
+fn a_join_that_hangs_over_there_ends_with_the_one_who_wanted_it() {
+    if !is_possible() {
+        return;
+    }
+    alone(|| {
+        let Far { place, account, model: _, host, key, port, sshd: _sshd, queen } = Far::start("127.0.0.1:0");
+        let before = tree(&account.home);
+        // Connections come about, and nobody ever answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (url, dial) = (queen.url(), format!("http://{}", silent.local_addr().unwrap()));
+        let mut install = vec!["hive", "install", "--queen", &url, "--name", "far", &host];
+        install.extend(["--port", &port, "--identity", &key, "--listen", "127.0.0.1:0", "--dial", &dial]);
+        let child = keeper(&place, &install).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut joining, _) = silent.accept().unwrap();
+        signal_pid(child.id() as i32, Signal::INT);
+        let output = child.wait_with_output().unwrap();
+        let (_, told) = said(&output);
+        assert_eq!(output.status.code(), Some(130), "{told}");
+        assert!(told.contains("cancelled: "), "{told}");
+        // What asked there has ended, and all that it had put there is gone.
+        std::io::Read::read_to_end(&mut joining, &mut Vec::new()).unwrap();
+        until("nothing of the account's runs", || match account.processes() {
+            left if left.is_empty() => Ok(()),
+            left => Err(left),
+        });
+        assert_eq!(tree(&account.home), before, "{told}");
+        let keys = std::fs::read_to_string(place.path("s/keys.json")).unwrap();
+        let keys: Value = serde_json::from_str(&keys).unwrap();
+        assert_eq!((keys["keys"].as_array().unwrap().len(), &keys["tokens"]), (1, &json!([])), "{keys}");
     });
 }
 

@@ -136,6 +136,31 @@ fn what_is_not_rbees_is_not_overwritten_and_a_failed_install_is_undone() {
     let output = rbee(&account, None, &["install", "--role", "hive"]);
     assert!(said(&output).1.contains(&format!("writing `{}", bin.display())), "{output:?}");
     assert_eq!(tree(&home), [home.join(".local"), bin.clone()]);
+    std::fs::set_permissions(&bin, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Refused before anything is made, so that the next install does not take it for older state.
+    for (words, told) in [
+        (&["--listen", "0.0.0.0:7833"][..], "without a key"),
+        (&["--role", "queen", "--queen", "http://q:7833"], "a queen dials nobody"),
+    ] {
+        let output = rbee(&account, None, &[&["install"], words].concat());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(said(&output).1.contains(told), "{output:?}");
+        assert_eq!(tree(&home), [home.join(".local"), bin.clone()]);
+    }
+    // A daemon that cannot start says why.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = rbee(&account, None, &["install", "--role", "hive", "--listen", &address]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let (_, narration) = said(&output);
+    assert!(narration.contains(&address) && narration.contains("in use"), "{narration}");
+    assert_eq!(tree(&home), [home.join(".local"), bin.clone()]);
+    // Whom the keeper asks by habit is nothing that a queen is told.
+    let mut command = account.command(&["install", "--role", "queen", "--no-start"]);
+    command.env_remove("RBEE_STATE_DIR").env("RBEE_QUEEN", "http://127.0.0.1:9");
+    done(&command.output().unwrap());
+    done(&rbee(&account, Some(&bin.join("rbee")), &["uninstall"]));
+    assert_eq!(tree(&home), [home.join(".local"), bin.clone()]);
     let output = rbee(&account, None, &["install", "--system"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(said(&output).1.contains("needs root"), "{output:?}");

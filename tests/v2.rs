@@ -7,6 +7,7 @@ use rbee::wire::Code;
 use rbee::wire::job::Terminator;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::process::Stdio;
 
 /// A queen and a hive, with one worker that is ready.
 struct Ready {
@@ -175,6 +176,26 @@ fn stop_unloads_every_worker_of_a_model_by_any_of_its_names() {
         let more = ready.rbee(&["worker", "spawn", "--model", "small", "--slots", "1"]);
         assert!(more.status.success(), "{more:?}");
         assert_eq!(ready.queen.workers().len(), 2);
+        // Both at work: who asked for their end and thinks better of it has both back.
+        let streams = [0, 1].map(|_| ready.queen.stream(CHAT, &chat(&ready.model, 2_000, true)));
+        ready.queen.has_busy_slots(2);
+        let line = ["stop", "small", "--queen", &ready.queen.url()];
+        let mut command = ready.place.command(&line);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let retiring = || {
+            let jobs = ready.queen.get("/v1/jobs").json()["jobs"].take();
+            let is_one = |job: &&Value| job["operation"] == "active_worker_retire";
+            jobs.as_array().unwrap().iter().filter(is_one).cloned().collect::<Vec<_>>()
+        };
+        until("both retire", || match ready.queen.workers() {
+            all if all.iter().all(|worker| worker["state"] == "draining") => Ok(()),
+            all => Err(format!("{all:?}")),
+        });
+        signal_pid(child.id() as i32, Signal::INT);
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+        assert!(retiring().iter().all(|job| job["state"] == "cancelled"), "{:?}", retiring());
+        assert_eq!(retiring().len(), 2);
+        drop(streams);
         let stopped = ready.rbee(&["stop", "small"]);
         let (stdout, stderr) = said(&stopped);
         assert!(stopped.status.success(), "{stderr}");

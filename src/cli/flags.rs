@@ -34,10 +34,14 @@ static STATE_DIR: Flag = Flag::new("state-dir", Path, "DIR", "keep state, socket
     .says("~/.cache/rbee, as root /var/lib/rbee");
 
 // Asking.
-pub static MODEL: Flag =
-    Flag::new("model", Text, "MODEL", "the model: a built-in name or the path of a GGUF file")
-        .short('m')
-        .says("a small one that is fetched at first use");
+pub static MODEL: Flag = Flag::new(
+    "model",
+    Text,
+    "MODEL",
+    "the model: a name, org/repo[:QUANT], https://… or the path of a GGUF file",
+)
+.short('m')
+.says("a small one that is fetched at first use");
 pub static PROMPT: Flag =
     Flag::new("prompt", Text, "TEXT", "the prompt; otherwise the words given, otherwise stdin").short('p');
 pub static MAX_TOKENS: Flag = Flag::new("max-tokens", COUNT, "N", "stop after this many tokens");
@@ -154,10 +158,14 @@ pub static UNDO: Flag = Flag::new("undo", Switch, "", "put it back to work");
 pub static WORKER_TO_END: Flag = Flag::new("id", Text, "ID", "the worker's id").required();
 
 // Spawning a worker.
-pub static SPAWN_MODEL: Flag =
-    Flag::new("model", Text, "MODEL", "the model: a built-in name or the path of a GGUF file")
-        .short('m')
-        .required();
+pub static SPAWN_MODEL: Flag = Flag::new(
+    "model",
+    Text,
+    "MODEL",
+    "the model: a name, org/repo[:QUANT], https://… or the path of a GGUF file",
+)
+.short('m')
+.required();
 pub static SPAWN_WORKER: Flag =
     Flag::new("worker", Text, "ID", "which engine: cpu, cuda, metal, built-in or an installed worker's id")
         .says("the best there is");
@@ -225,7 +233,9 @@ pub static TOKEN_TTL: Flag =
     Flag::new("ttl", Duration, "DURATION", "how long the token can be used; at most 7d").default("1h");
 
 // Installing.
-pub static SYSTEM_WIDE: Flag = Flag::new("system", Switch, "", "for the whole machine; needs root");
+pub static SYSTEM_WIDE: Flag =
+    Flag::new("system", Switch, "", "for the whole machine; needs root").variable_is("RBEE_SYSTEM_WIDE");
+pub static LEASH: Flag = Flag::new("leash", Switch, "", "joining ends with what is read on stdin").hidden();
 pub static ROLE: Flag = Flag::new(
     "role",
     Choice(&["serve", "queen", "hive"]),

@@ -224,6 +224,7 @@ fn wrap(text: &mut String, indent: usize, words: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::value::Kind;
 
     fn every_page() -> impl Iterator<Item = (String, &'static Command)> {
         COMMANDS.iter().map(|command| (page(command.path, Length::Long), command))
@@ -269,6 +270,16 @@ mod tests {
             for line in page.lines() {
                 assert!(line.chars().count() <= COLUMNS_MAX, "{line}");
             }
+        }
+    }
+
+    #[test]
+    fn a_switchs_variable_holds_nobodys_text() {
+        let mut seen = std::collections::BTreeMap::new();
+        for flag in COMMANDS.iter().flat_map(Command::all_flags).filter(|flag| !flag.hidden) {
+            let is_switch = matches!(flag.kind, Kind::Switch);
+            let (first, other) = *seen.entry(flag.env()).or_insert((is_switch, flag.help));
+            assert!(is_switch == first, "{}: `{other}` and `{}`", flag.env(), flag.help);
         }
     }
 }

@@ -177,6 +177,8 @@ pub struct Flag {
     pub also_env: Option<&'static str>,
     /// The configuration key where the flag's name is taken by a table.
     pub other_key: Option<&'static str>,
+    /// Its variable where the name's own is another flag's of another kind.
+    pub other_env: Option<&'static str>,
     /// Between our own processes only: not in help, no variable, no key.
     pub hidden: bool,
 }
@@ -228,6 +230,7 @@ impl Flag {
             help,
             also_env: None,
             other_key: None,
+            other_env: None,
             hidden: false,
         }
     }
@@ -272,6 +275,11 @@ impl Flag {
         self
     }
 
+    const fn variable_is(mut self, variable: &'static str) -> Flag {
+        self.other_env = Some(variable);
+        self
+    }
+
     const fn hidden(mut self) -> Flag {
         self.hidden = true;
         self
@@ -284,7 +292,8 @@ impl Flag {
 
     /// `RBEE_QUEUE_WAIT` for `--queue-wait`.
     pub fn env(&self) -> String {
-        format!("RBEE_{}", self.name.replace('-', "_").to_ascii_uppercase())
+        let own = || format!("RBEE_{}", self.name.replace('-', "_").to_ascii_uppercase());
+        self.other_env.map_or_else(own, str::to_owned)
     }
 
     /// `queue_wait` for `--queue-wait`.

@@ -563,7 +563,17 @@ pub static COMMANDS: &[Command] = &[
         details: "For this user in ~/.local and ~/.config; as root for the system, in /usr/local, /etc/rbee and /var/lib/rbee. The \
                   unit is systemd's or launchd's; where neither runs, the daemon is started without one. Overwrites nothing \
                   that is not rbee's. A second install replaces the program and keeps the rest; a hive's workers stay.",
-        flags: &[&SYSTEM_WIDE, &ROLE, &INSTALL_QUEEN, &INSTALL_LISTEN, &NAME, &JOIN, &BIN_DIR, &NO_START],
+        flags: &[
+            &SYSTEM_WIDE,
+            &ROLE,
+            &INSTALL_QUEEN,
+            &INSTALL_LISTEN,
+            &NAME,
+            &JOIN,
+            &BIN_DIR,
+            &NO_START,
+            &LEASH,
+        ],
         ..COMMAND
     },
     Command {

@@ -317,8 +317,16 @@ pub fn request(method: &str, path: &str, body: Body) -> Result<http::Request<Bod
 
 /// A request that carries JSON.
 pub fn post<T: Serialize + ?Sized>(path: &str, value: &T) -> Result<http::Request<Body>, ClientError> {
+    with_json("POST", path, value)
+}
+
+pub fn with_json<T: Serialize + ?Sized>(
+    method: &str,
+    path: &str,
+    value: &T,
+) -> Result<http::Request<Body>, ClientError> {
     let bytes = serde_json::to_vec(value).expect("what we send always has string keys and finite numbers");
-    let mut request = request("POST", path, reply::full(bytes))?;
+    let mut request = request(method, path, reply::full(bytes))?;
     request.headers_mut().insert(CONTENT_TYPE, reply::JSON);
     Ok(request)
 }

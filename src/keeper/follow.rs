@@ -7,7 +7,7 @@ use crate::job::{CANCEL_ANSWER_MAX, KEY_HEADER};
 use crate::keeper::KeeperError;
 use crate::keeper::lines::DRAW_EVERY;
 use crate::keeper::render::Render;
-use crate::keeper::server::{self, Server, TRY_PAUSES};
+use crate::keeper::server::{self, Patience, Server, TRY_PAUSES};
 use crate::keeper::signals::Signals;
 use crate::keeper::version;
 use crate::wire::failure::chain;
@@ -35,8 +35,7 @@ pub struct Follower<'s> {
     /// Whether an answer that can no longer be written is of no use to anybody.
     is_for_us: bool,
     signals: Signals,
-    /// The end of the command's patience, and how long that was.
-    deadline: Option<(Instant, Duration)>,
+    patience: Patience,
 }
 
 /// What a command does with a job's events, beside showing them.
@@ -48,13 +47,8 @@ enum Ended {
 }
 
 impl<'s> Follower<'s> {
-    pub fn new(
-        server: &'s Server,
-        render: &'s Render,
-        timeout: Option<Duration>,
-    ) -> Result<Self, KeeperError> {
+    pub fn new(server: &'s Server, render: &'s Render) -> Result<Self, KeeperError> {
         let signals = Signals::catch()?;
-        let deadline = timeout.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
         Ok(Follower {
             server,
             base: "/v1/jobs".into(),
@@ -62,7 +56,7 @@ impl<'s> Follower<'s> {
             shown: true,
             is_for_us: false,
             signals,
-            deadline,
+            patience: server.patience,
         })
     }
 
@@ -81,6 +75,11 @@ impl<'s> Follower<'s> {
         Follower { is_for_us: true, ..self }
     }
 
+    /// With a patience of its own, where a command has one for each of its jobs.
+    pub fn within(self, patience: Patience) -> Self {
+        Follower { patience, ..self }
+    }
+
     /// Waits before another try; Ctrl-C ends the waiting.
     pub async fn pause(&mut self, pause: Duration) -> Result<(), KeeperError> {
         tokio::select! {
@@ -91,13 +90,19 @@ impl<'s> Follower<'s> {
 
     /// Posts an operation and follows its job; gives its result.
     pub async fn run(&mut self, operation: &Value, each: Each<'_>) -> Result<Value, KeeperError> {
+        let job = self.post(operation).await?;
+        self.follow(job, each).await
+    }
+
+    /// Posts an operation. A stop meanwhile cancels its job as soon as there is one.
+    pub async fn post(&mut self, operation: &Value) -> Result<JobId, KeeperError> {
         let mut operation = operation.clone();
         if let (Some(hive), Some(fields)) = (&self.server.hive_id, operation.as_object_mut()) {
             fields.entry("hive_id").or_insert_with(|| Value::from(hive.as_str()));
         }
         let mut stopped = None;
         let accepted = {
-            let deadline = self.deadline;
+            let patience = self.patience;
             let mut posted = std::pin::pin!(post(self.server, self.render, &self.base, &operation));
             loop {
                 tokio::select! {
@@ -108,17 +113,29 @@ impl<'s> Follower<'s> {
                         }
                         stopped = Some(stop);
                     }
-                    after = until(deadline) => {
+                    after = patience.end() => {
                         let hint = "; whether the job was taken is not known".into();
                         return Err(KeeperError::TimedOut { after, hint });
                     }
                 }
             }
         };
-        if let Some(stop) = stopped {
-            return Err(self.cancel(accepted.job_id, stop).await);
+        match stopped {
+            Some(stop) => Err(self.cancel(accepted.job_id, stop).await),
+            None => Ok(accepted.job_id),
         }
-        self.follow(accepted.job_id, each).await
+    }
+
+    /// Cancels jobs that were begun and are not followed; gives what the command ends with.
+    pub async fn undo(
+        &mut self,
+        jobs: impl IntoIterator<Item = JobId>,
+        mut error: KeeperError,
+    ) -> KeeperError {
+        for job in jobs {
+            error = self.cancel(job, error).await;
+        }
+        error
     }
 
     /// Follows a job from its first event to its end.
@@ -137,10 +154,10 @@ impl<'s> Follower<'s> {
             }
             Ok(())
         };
-        let deadline = self.deadline;
+        let patience = self.patience;
         let ended = tokio::select! {
             ended = self.watch(id, &mut see) => ended,
-            after = until(deadline) => {
+            after = patience.end() => {
                 render.clear();
                 let hint = format!("; the job goes on (`rbee job follow {id}`, `rbee job cancel {id}`)");
                 return Err(KeeperError::TimedOut { after, hint });
@@ -248,17 +265,6 @@ impl<'s> Follower<'s> {
     }
 }
 
-/// The time when patience ends; never without a limit.
-async fn until(deadline: Option<(Instant, Duration)>) -> Duration {
-    match deadline {
-        Some((at, after)) => {
-            tokio::time::sleep_until(at).await;
-            after
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// Posts an operation, with the tries that B5 promises: under one key a repeated POST is no second job.
 async fn post(
     server: &Server,
@@ -283,7 +289,7 @@ async fn post(
     Err(server.unreachable(last))
 }
 
-pub async fn cancel(server: &Server, base: &str, id: JobId) -> Result<JobCancelled, KeeperError> {
+async fn cancel(server: &Server, base: &str, id: JobId) -> Result<JobCancelled, KeeperError> {
     let ask = client::request("DELETE", &format!("{base}/{id}"), reply::empty())?;
     Ok(version::ask(&server.target, ask).await?)
 }

@@ -3,7 +3,7 @@
 
 use crate::config::{Origin, Settings};
 use crate::daemon::{self, READY};
-use crate::http::client::{AskError, Target};
+use crate::http::client::Target;
 use crate::keeper::KeeperError;
 use crate::keeper::render::Render;
 use crate::keeper::server::Server;
@@ -142,12 +142,8 @@ fn dirs(settings: &Settings) -> Result<Dirs, KeeperError> {
 }
 
 async fn is_answering(server: &Server) -> Result<bool, KeeperError> {
-    match server.health().await {
-        Ok(_) => Ok(true),
-        // It lives, but what it says is not for us to ignore: a wrong key, another program on the port.
-        Err(AskError::Refused(failure)) => Err(failure.into()),
-        Err(AskError::Client(_)) => Ok(false),
-    }
+    // One that lives, but says what is not for us to ignore, is an error: a wrong key, another program on the port.
+    Ok(server.health().await?.is_some())
 }
 
 /// Whether the queen's address is this machine's: only then is she ours to start.

@@ -186,6 +186,15 @@ impl Book {
         Ok(key)
     }
 
+    /// Takes a token back, and the key that a node got for it, whose name it gives.
+    pub fn withdraw(&mut self, token: &Digest) -> Option<String> {
+        let same = |known: &Token| bool::from(known.sha256.as_bytes().ct_eq(token.as_bytes()));
+        let at = self.tokens.iter().position(same)?;
+        let hive = self.tokens.remove(at).used_by?;
+        self.keys.retain(|key| key.kind != Kind::Hive || key.name != hive);
+        Some(hive)
+    }
+
     fn enter(
         &mut self,
         name: String,
@@ -214,7 +223,7 @@ impl Book {
 }
 
 /// As hives are named, because their keys are called as they are.
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain)
 }
@@ -290,6 +299,25 @@ mod tests {
         assert_eq!((key.kind, key.name.as_str()), (Kind::Hive, "one"));
         assert_eq!(refused(&mut book, &token, "two", "n2"), JoinRefused::Used { by: "one".into() });
         assert!(!book.has_client_keys());
+    }
+
+    #[test]
+    fn a_token_that_is_withdrawn_lets_nobody_in_and_whoever_came_by_it_is_out() {
+        let mut book = Book::default();
+        let (used, unused) = (Secret::token().unwrap(), Secret::token().unwrap());
+        book.add_token(&used, HOUR).unwrap();
+        book.add_token(&unused, HOUR).unwrap();
+        book.add(Some("client"), &secret()).unwrap();
+        book.join(&used.digest(), "one", "n1", &secret()).unwrap();
+        assert_eq!(book.withdraw(&secret().digest()), None);
+        assert_eq!((book.keys.len(), book.tokens.len()), (2, 2), "nobody's token changes nothing");
+        assert_eq!(book.withdraw(&unused.digest()), None);
+        assert!(matches!(
+            book.join(&unused.digest(), "two", "n2", &secret()),
+            Err(KeyError::Join(JoinRefused::Unknown))
+        ));
+        assert_eq!(book.withdraw(&used.digest()).as_deref(), Some("one"));
+        assert_eq!((book.keys.len(), book.keys[0].name.as_str(), book.tokens.len()), (1, "client", 0));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::http::link::Hello;
 use crate::http::{Request, Response, reply, request};
 use crate::keys::{self, Book, JoinRefused, KeyError, Kind, Secret, TOKEN_TTL_MAX};
 use crate::queen::Queen;
-use crate::wire::fleet::{JoinAnswer, JoinRequest, TokenAnswer, TokenRequest};
+use crate::wire::fleet::{JoinAnswer, JoinRequest, TokenAnswer, TokenRequest, TokenWithdrawal};
 use crate::wire::{Code, Failure};
 use serde_json::json;
 use std::time::Duration;
@@ -35,6 +35,16 @@ impl Queen {
             expires_at: entry.expires_at,
             listen: self.options.listen.clone(),
         }))
+    }
+
+    /// DELETE /v1/tokens: it lets nobody in any more, and who came in by it has to go.
+    pub(super) async fn withdraw_token(&self, request: Request) -> Result<Response, Failure> {
+        let asked: TokenWithdrawal = request.json(JOIN_BYTES_MAX).await?;
+        let revoked = self.edit(move |book| Ok(book.withdraw(&keys::digest(&asked.token)))).await?;
+        if let Some(hive) = &revoked {
+            tracing::info!(hive, "the token it joined by was withdrawn; its key is revoked");
+        }
+        Ok(reply::json(&json!({ "revoked": revoked })))
     }
 
     /// POST /v1/join: a node shows its token, by the header that keys have, and gets its key.

@@ -43,6 +43,7 @@ pub enum Endpoint {
     Link,
     Join,
     Token,
+    WithdrawToken,
 }
 
 const fn route(method: &'static str, path: &'static str, to: Endpoint) -> Route<Endpoint> {
@@ -93,6 +94,7 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", auth::LINK_PATH, Endpoint::Link),
     route("POST", auth::JOIN_PATH, Endpoint::Join),
     route("POST", "/v1/tokens", Endpoint::Token),
+    route("DELETE", "/v1/tokens", Endpoint::WithdrawToken),
 ];
 
 /// The service behind the queen's listeners.
@@ -154,6 +156,7 @@ impl Queen {
             Endpoint::Link => self.link(request),
             Endpoint::Join => self.join(request).await,
             Endpoint::Token => self.make_token(request).await,
+            Endpoint::WithdrawToken => self.withdraw_token(request).await,
         }
     }
 

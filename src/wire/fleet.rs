@@ -275,6 +275,12 @@ pub struct TokenRequest {
     pub ttl_ms: u64,
 }
 
+/// DELETE /v1/tokens: a token that is to let nobody in any more, nor whoever it has let in.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenWithdrawal {
+    pub token: String,
+}
+
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenAnswer {
     pub token: String,

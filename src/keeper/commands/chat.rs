@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::keeper::editor::{Source, Typed};
 use crate::keeper::follow::Follower;
 use crate::keeper::render::{Render, printable};
-use crate::keeper::server::Server;
+use crate::keeper::server::{Patience, Server};
 use crate::keeper::signals::Signals;
 use crate::keeper::turns::{self, Turn};
 use crate::keeper::{KeeperError, start};
@@ -144,7 +144,8 @@ struct Chat<'c> {
 
 impl Chat<'_> {
     fn jobs(&self) -> Result<Follower<'_>, KeeperError> {
-        Ok(Follower::new(self.server, self.render, self.settings.duration("timeout"))?.for_us())
+        let patience = Patience::of(self.settings);
+        Ok(Follower::new(self.server, self.render)?.within(patience).for_us())
     }
 
     /// Has the model fetched where no node has it.

@@ -4,7 +4,7 @@ use crate::config::Settings;
 use crate::http::client::{self, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, ago};
-use crate::keeper::server::{self, Server};
+use crate::keeper::server::{self, Patience, Server};
 use crate::keeper::start::{self, Begun};
 use crate::keeper::version;
 use crate::paths::Dirs;
@@ -30,7 +30,7 @@ impl Daemon {
             (_, Some(address)) if address.contains(':') => server::keyed(settings, Target::parse(address)?)?,
             _ => server::keyed(settings, Target::parse(&format!("127.0.0.1:{HIVE_PORT}"))?)?,
         };
-        Ok(Server { target, is_hive: self.role == "hive", hive_id: None })
+        Ok(Server { target, is_hive: self.role == "hive", hive_id: None, patience: Patience::of(settings) })
     }
 }
 

@@ -8,8 +8,9 @@ use crate::keeper::follow::Follower;
 use crate::keeper::remote::{self, Node};
 use crate::keeper::render::{Render, ago};
 use crate::keeper::server::Server;
-use crate::wire::fleet::{HiveInfo, WorkerInfo};
+use crate::wire::fleet::{HiveInfo, Info, WorkerInfo};
 use crate::wire::operation::{HiveOperation, QueenOperation};
+use crate::wire::{Code, Failure};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -67,13 +68,16 @@ pub async fn drain(settings: &Settings, render: &Render) -> Result<(), KeeperErr
     // The name says which; a hive that is asked for by habit (RBEE_HIVE) must not be drained in its place.
     let server = Server { hive_id: None, ..Server::of(settings)? };
     let (name, undo) = (settings.positionals().join(" "), settings.on("undo"));
-    let operation = match server.is_hive {
-        // Asked directly: it is the one that is meant.
-        true => json!(HiveOperation::HiveDrain { undo }),
-        false => json!(QueenOperation::HiveDrain { name, undo }),
+    let operation = if server.is_hive {
+        let there: Info = server.get("/v1/info", render).await?;
+        if there.name != name {
+            let message = format!("the hive at {} is `{}`, not `{name}`", server.target, there.name);
+            return Err(Failure::new(Code::HiveNotFound, message).into());
+        }
+        json!(HiveOperation::HiveDrain { undo })
+    } else {
+        json!(QueenOperation::HiveDrain { name, undo })
     };
-    let drained = Follower::new(&server, render, settings.duration("timeout"))?
-        .run(&operation, &mut |_| Ok(()))
-        .await?;
+    let drained = Follower::new(&server, render)?.run(&operation, &mut |_| Ok(())).await?;
     if render.is_json() { render.value(&drained).map_err(writing) } else { Ok(()) }
 }

@@ -2,12 +2,13 @@
 
 use crate::config::Settings;
 use crate::http::request::percent_encode;
+use crate::http::{client, reply};
 use crate::keeper::KeeperError;
-use crate::keeper::follow::{self, Follower};
+use crate::keeper::follow::Follower;
 use crate::keeper::render::{Render, ago};
 use crate::keeper::server::Server;
 use crate::wire::Failure;
-use crate::wire::job::{JobEvent, JobId, JobRecord};
+use crate::wire::job::{JobCancelled, JobEvent, JobId, JobRecord};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -64,7 +65,7 @@ pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError
 pub async fn follow(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let id = named(settings)?;
     let server = Server::of(settings)?;
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?.at(base(&server));
+    let mut jobs = Follower::new(&server, render)?.at(base(&server));
     if render.is_json() {
         jobs = jobs.unshown();
     }
@@ -92,7 +93,9 @@ pub async fn follow(settings: &Settings, render: &Render) -> Result<(), KeeperEr
 pub async fn cancel(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let server = Server::of(settings)?;
     let id = named(settings)?;
-    let cancelled = follow::cancel(&server, &base(&server), id).await?;
+    let path = format!("{}/{id}", base(&server));
+    let ask = || client::request("DELETE", &path, reply::empty());
+    let cancelled: JobCancelled = server.ask(ask, render).await?;
     if render.is_json() {
         return render.value(&json!(cancelled)).map_err(writing);
     }

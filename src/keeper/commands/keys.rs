@@ -2,10 +2,11 @@
 //! the file itself, so no daemon needs to run; one that does sees the change.
 
 use crate::config::Settings;
-use crate::http::client::{self, AskError, Target};
+use crate::http::client::{self, Target};
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, ago};
-use crate::keeper::{server, start};
+use crate::keeper::server::{self, Server};
+use crate::keeper::start;
 use crate::keys::{Book, Kind, LocalKey, Secret, TOKEN_TTL_MAX};
 use crate::paths::Dirs;
 use crate::wire::fleet::{Health, TokenAnswer, TokenRequest, now_ms};
@@ -108,17 +109,16 @@ pub async fn token(settings: &Settings, render: &Render) -> Result<(), KeeperErr
         let days = TOKEN_TTL_MAX.as_secs() / (24 * 3600);
         return Err(KeeperError::Usage(format!("--ttl is more than nothing and at most {days}d")));
     }
-    let queen = server::queen(settings)?;
+    let server = Server::of_queen(settings)?;
+    let queen = server.target.clone();
     // Asked, she enters it in her own state directory, which need not be this account's; unless one was named.
     let asked = match start::is_here(&queen) && settings.is_given("state-dir") {
         true => None,
+        false if start::is_here(&queen) && server.health().await?.is_none() => None,
         false => {
             let asked = TokenRequest { ttl_ms: ttl.as_millis() as u64 };
-            match client::ask::<TokenAnswer>(&queen, client::post("/v1/tokens", &asked)?).await {
-                Ok(made) => Some((made.token, made.expires_at)),
-                Err(AskError::Client(_)) if start::is_here(&queen) => None,
-                Err(error) => return Err(error.into()),
-            }
+            let made: TokenAnswer = server.ask(|| client::post("/v1/tokens", &asked), render).await?;
+            Some((made.token, made.expires_at))
         }
     };
     let (token, expires_at) = match asked {

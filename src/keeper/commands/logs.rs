@@ -37,17 +37,7 @@ async fn show(settings: &Settings, render: &Render, worker: Option<String>) -> R
     };
     // One log needs no names before its lines.
     let is_one = worker.is_some();
-    let timeout = settings.duration("timeout");
     let reading = read(&server, render, &path, is_one);
-    let patience = async {
-        match timeout {
-            Some(after) => {
-                tokio::time::sleep(after).await;
-                after
-            }
-            None => std::future::pending().await,
-        }
-    };
     let mut signals = Signals::catch()?;
     tokio::select! {
         read = reading => {
@@ -59,7 +49,7 @@ async fn show(settings: &Settings, render: &Render, worker: Option<String>) -> R
             read
         }
         stop = signals.next() => Err(stop),
-        after = patience => Err(KeeperError::TimedOut { after, hint: String::new() }),
+        after = server.patience.end() => Err(KeeperError::TimedOut { after, hint: String::new() }),
     }
 }
 

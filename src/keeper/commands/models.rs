@@ -33,7 +33,7 @@ pub(super) async fn ask(
     operation: HiveOperation,
 ) -> Result<Value, KeeperError> {
     let server = Server::of(settings)?;
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
+    let mut jobs = Follower::new(&server, render)?;
     jobs.run(&json!(operation), &mut |_| Ok(())).await
 }
 

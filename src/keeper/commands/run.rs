@@ -45,7 +45,7 @@ async fn answer(
     model: String,
     prompt: String,
 ) -> Result<(), KeeperError> {
-    let mut jobs = Follower::new(server, render, settings.duration("timeout"))?.for_us();
+    let mut jobs = Follower::new(server, render)?.for_us();
     let (model, has_template) = provision(render, server, &mut jobs, &model).await?;
     let operation = operation(ask(settings, model, prompt, has_template));
     let (mut ends_in_newline, mut partial) = (true, Partial::default());

@@ -18,6 +18,11 @@ struct Hives {
 }
 
 #[derive(Deserialize)]
+struct Workers {
+    workers: Vec<WorkerInfo>,
+}
+
+#[derive(Deserialize)]
 struct Jobs {
     jobs: Vec<JobRecord>,
 }
@@ -30,11 +35,17 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
     let hives =
         if server.is_hive { Vec::new() } else { server.get::<Hives>("/v1/hives", render).await?.hives };
     let nodes = capabilities(&server, &hives, render).await;
+    let workers = match server.is_hive {
+        true => server.get::<Workers>("/v1/workers", render).await?.workers,
+        false => hives.iter().flat_map(|hive| hive.workers.clone()).collect(),
+    };
     let writing = |error: std::io::Error| KeeperError::local("writing the status", error);
     if render.is_json() {
-        return render
-            .value(&json!({"queen": info, "hives": hives, "jobs": jobs, "nodes": nodes}))
-            .map_err(writing);
+        let value = match server.is_hive {
+            true => json!({"hive": info, "workers": workers, "jobs": jobs, "nodes": nodes}),
+            false => json!({"queen": info, "hives": hives, "jobs": jobs, "nodes": nodes}),
+        };
+        return render.value(&value).map_err(writing);
     }
     let up = ago(info.started_at);
     let mut text =
@@ -60,10 +71,9 @@ pub async fn status(settings: &Settings, render: &Render) -> Result<(), KeeperEr
         let columns = &["hive", "engines", "workers held by", "builds held by"];
         render.table(columns, nodes.iter().map(node_row).collect()).map_err(writing)?;
     }
-    let running: Vec<&WorkerInfo> = hives.iter().flat_map(|hive| &hive.workers).collect();
-    if !running.is_empty() {
+    if !workers.is_empty() {
         render.answer("\n").map_err(writing)?;
-        workers::table(render, &running).map_err(writing)?;
+        workers::table(render, &workers.iter().collect::<Vec<_>>()).map_err(writing)?;
     }
     if !jobs.is_empty() {
         render.answer("\n").map_err(writing)?;

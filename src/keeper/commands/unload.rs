@@ -10,10 +10,11 @@ use crate::keeper::server::Server;
 use crate::model::Reference;
 use crate::model::names::{self, Known};
 use crate::wire::fleet::{HiveInfo, WorkerInfo};
-use crate::wire::job::{JobAccepted, Receipt};
+use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 
 #[derive(Deserialize)]
 struct Workers {
@@ -32,7 +33,7 @@ fn writing(error: std::io::Error) -> KeeperError {
 /// No new requests, and when those at work are done it stops. Ctrl-C puts it back to work.
 pub async fn retire(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let server = Server::of(settings)?;
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
+    let mut jobs = Follower::new(&server, render)?;
     let id = settings.positionals().join(" ");
     let result = jobs.run(&retirement(&server, &id), &mut |_| Ok(())).await?;
     told(render, &[result])
@@ -43,13 +44,13 @@ pub async fn shutdown(settings: &Settings, render: &Render) -> Result<(), Keeper
     let server = Server::of(settings)?;
     let id = settings.text("id").unwrap_or_default();
     if server.is_hive {
-        let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
+        let mut jobs = Follower::new(&server, render)?;
         let operation = json!({"operation": "worker_retire", "worker_id": id, "now": true});
         let result = jobs.run(&operation, &mut |_| Ok(())).await?;
         return told(render, &[result]);
     }
-    let ask = client::post("/v2/workers/shutdown", &json!({"worker_id": id}))?;
-    let answer: Value = client::ask(&server.target, ask).await?;
+    let ask = || client::post("/v2/workers/shutdown", &json!({"worker_id": id}));
+    let answer: Value = server.ask(ask, render).await?;
     if render.is_json() {
         return render.value(&answer).map_err(writing);
     }
@@ -62,17 +63,24 @@ pub async fn stop(settings: &Settings, render: &Render) -> Result<(), KeeperErro
     let server = Server::of(settings)?;
     let words = settings.positionals().join(" ");
     let workers = of_model(&server, render, &words).await?;
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
-    let mut begun = Vec::new();
+    let mut jobs = Follower::new(&server, render)?;
+    let mut begun = VecDeque::new();
     for worker in &workers {
-        let ask = client::post("/v1/jobs", &retirement(&server, &worker.worker_id))?;
-        begun.push(client::ask::<JobAccepted>(&server.target, ask).await?.job_id);
+        match jobs.post(&retirement(&server, &worker.worker_id)).await {
+            Ok(job) => begun.push_back(job),
+            Err(error) => return Err(jobs.undo(begun, error).await),
+        }
     }
-    let mut results = Vec::new();
-    for job in begun {
-        results.push(jobs.follow(job, &mut |_| Ok(())).await?);
+    let (mut results, mut failed) = (Vec::new(), None);
+    while let Some(job) = begun.pop_front() {
+        match jobs.follow(job, &mut |_| Ok(())).await {
+            Ok(result) => results.push(result),
+            Err(stop) if stop.is_stop() => return Err(jobs.undo(begun, stop).await),
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    told(render, &results)
+    told(render, &results)?;
+    failed.map_or(Ok(()), Err)
 }
 
 fn retirement(server: &Server, worker_id: &str) -> Value {

@@ -84,7 +84,7 @@ pub async fn spawn(settings: &Settings, render: &Render) -> Result<(), KeeperErr
         ctx: settings.number("ctx"),
         pin: settings.on("pin"),
     });
-    let mut jobs = Follower::new(&server, render, settings.duration("timeout"))?;
+    let mut jobs = Follower::new(&server, render)?;
     let worker = jobs.run(&json!(operation), &mut |_| Ok(())).await?;
     if render.is_json() {
         return render.value(&worker).map_err(writing);

@@ -64,10 +64,11 @@ pub struct Installed {
 
 pub async fn install(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let places = Places::of(settings)?;
-    let dirs = &places.dirs;
-    dirs.create().map_err(|error| KeeperError::local("installing", error))?;
-    let installed = match Record::read(&dirs.state)? {
-        Some(record) => handover::renew(settings, &places, record, render).await?,
+    let installed = match Record::read(&places.dirs.state)? {
+        Some(record) => {
+            places.make_dirs()?;
+            handover::renew(settings, &places, record, render).await?
+        }
         None => first(settings, &places, render).await?,
     };
     if render.is_json() {
@@ -91,6 +92,10 @@ async fn first(settings: &Settings, places: &Places, render: &Render) -> Result<
         )));
     }
     may_listen(settings, state)?;
+    if role == Role::Queen && matches!(settings.origin("queen"), Some(Origin::Flag(_))) {
+        return Err(KeeperError::Usage("--queen is whom a hive dials: a queen dials nobody".into()));
+    }
+    places.make_dirs()?;
     let mut record = Record {
         role,
         service: Service::detect(places.is_system),
@@ -237,19 +242,41 @@ async fn join(settings: &Settings, places: &Places, role: Role, render: &Render)
     let name = settings.text("name").map_or_else(crate::daemon::host_name, str::to_owned);
     let mut passes = Passes::new(places.dirs.state.clone(), None);
     passes.join_with(&queen, token);
-    let mut last = None;
-    for pause in server::TRY_PAUSES {
-        tokio::time::sleep(pause).await;
-        match passes.exchange(&queen, &name, &node).await {
-            Ok(()) => {
-                render.say(&format!("joined the queen at {queen} as `{name}`"));
-                return Ok(());
+    let joining = async {
+        let mut last = None;
+        for pause in server::TRY_PAUSES {
+            tokio::time::sleep(pause).await;
+            match passes.exchange(&queen, &name, &node).await {
+                Ok(()) => return Ok(()),
+                Err(error @ JoinError::Unreachable(_)) => last = Some(error),
+                Err(error) => return Err(failed(error)),
             }
-            Err(error @ JoinError::Unreachable(_)) => last = Some(error),
-            Err(error) => return Err(failed(error)),
         }
+        Err(last.map_or(KeeperError::Down, failed))
+    };
+    // A queen that does not answer is waited for no longer than somebody wants it who cannot interrupt.
+    tokio::select! {
+        joined = joining => joined?,
+        () = let_go(settings.on("leash")) => return Err(KeeperError::Terminated),
     }
-    Err(last.map_or(KeeperError::Down, failed))
+    render.say(&format!("joined the queen at {queen} as `{name}`"));
+    Ok(())
+}
+
+/// The end of what is read on stdin, behind the token: whoever asked for this over ssh has gone, or wants it undone.
+async fn let_go(is_leashed: bool) {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    if is_leashed {
+        // A thread that nobody waits for: what holds the other end may never let go.
+        std::thread::spawn(move || {
+            // However it ends: nobody holds it any more.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            let _ = end.send(());
+        });
+        let _ = ended.await;
+    } else {
+        std::future::pending().await
+    }
 }
 
 fn start(

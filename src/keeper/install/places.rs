@@ -67,6 +67,11 @@ impl Places {
         })
     }
 
+    /// The state directory's folders. Made when nothing is left that could be refused.
+    pub fn make_dirs(&self) -> Result<(), KeeperError> {
+        self.dirs.create().map_err(|error| KeeperError::local("installing", error))
+    }
+
     pub fn program(&self) -> PathBuf {
         self.bin.join("rbee")
     }
@@ -99,7 +104,7 @@ impl Places {
         }
         let config = self.dirs.config.join("config.toml");
         if !record.files.iter().any(|written| written.path == config) {
-            for (flag, values) in said(settings) {
+            for (flag, values) in said(settings, record.role) {
                 line.extend(values.into_iter().flat_map(|value| [format!("--{flag}"), value]));
             }
         }
@@ -115,9 +120,12 @@ pub fn absent(folder: &Path) -> Vec<PathBuf> {
     absent
 }
 
-/// What was said to `rbee install` that its daemon has to know.
-fn said(settings: &Settings) -> Vec<(&'static str, Vec<String>)> {
-    let given = ["queen", "listen", "name"].into_iter().filter(|flag| settings.is_given(flag));
+/// What was said to `rbee install` that its daemon has to know. A queen dials no other; that one may be named by habit
+/// (RBEE_QUEEN) is the keeper's affair.
+fn said(settings: &Settings, role: Role) -> Vec<(&'static str, Vec<String>)> {
+    let flags =
+        ["queen", "listen", "name"].into_iter().filter(|flag| role != Role::Queen || *flag != "queen");
+    let given = flags.filter(|flag| settings.is_given(flag));
     given.map(|flag| (flag, settings.texts(flag).into_iter().map(str::to_owned).collect())).collect()
 }
 
@@ -132,7 +140,8 @@ pub fn configuration(settings: &Settings, role: Role) -> String {
         _ => "queen",
     };
     for table in ["queen", "hive"] {
-        let lines: Vec<_> = said(settings).into_iter().filter(|(flag, _)| section(flag) == table).collect();
+        let lines: Vec<_> =
+            said(settings, role).into_iter().filter(|(flag, _)| section(flag) == table).collect();
         if lines.is_empty() {
             continue;
         }

@@ -4,14 +4,18 @@ use super::InstallError;
 use super::unit::{self, Role};
 use crate::daemon::READY;
 use crate::paths::Dirs;
+use crate::process::Identity;
 use command_fds::{CommandFdExt, FdMapping};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 const NOTIFY_FD: i32 = 3;
+/// How long a daemon that failed may take to say why.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 /// Of what a supervisor or a daemon said, the last lines are told.
 const SAID_LINES: usize = 5;
 
@@ -210,15 +214,19 @@ fn detached(role: Role, line: &[String], dirs: &Dirs) -> Result<(), InstallError
         .fd_mappings(vec![FdMapping { parent_fd: notify.into(), child_fd: NOTIFY_FD }])
         .map_err(|error| failed(std::io::Error::other(error)))?;
     command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-    // Its own from now on: nobody waits for its end.
+    // Its own from now on: nobody waits for its end, if it starts.
     let child = command.spawn().map_err(failed)?;
     drop(command);
-    drop(child);
     let mut heard = Vec::new();
     // Closed when it is ready, or ends without being.
     word.read_to_end(&mut heard).map_err(failed)?;
     if heard == READY {
         return Ok(());
+    }
+    // The pipe closes before the last words are written: they are there when the process is not. One that goes on without a
+    // word is no longer waited for.
+    if let Some(daemon) = i32::try_from(child.id()).ok().and_then(Identity::of) {
+        daemon.ends_within(LAST_WORDS_MAX);
     }
     let text = std::fs::read(&path).map_err(failed)?;
     let text = String::from_utf8_lossy(text.get(begins_at as usize..).unwrap_or_default()).into_owned();

@@ -33,6 +33,7 @@ impl Wanted {
             None => (None, typed.as_str()),
         };
         let named = settings.text("name");
+        let entry_name = host;
         let entry = named.or(Some(host)).and_then(|name| settings.machine(name));
         let is_entry = named.is_none() && entry.is_some();
         let known = entry.cloned().unwrap_or_default();
@@ -53,15 +54,19 @@ impl Wanted {
             Some(binary) if binary.is_absolute() && binary.ends_with("rbee") => {
                 binary.parent().map(Path::to_owned)
             }
-            Some(binary) => return Err(RemoteError::BadAddress(binary.display().to_string())),
+            Some(binary) => return Err(RemoteError::BadBinary(binary.display().to_string())),
         };
+        let name = named.map(str::to_owned).or_else(|| is_entry.then(|| entry_name.to_owned()));
+        if let Some(bad) = name.as_ref().filter(|name| !crate::keys::is_name(name)) {
+            return Err(RemoteError::BadName(bad.clone()));
+        }
         Ok(Wanted {
             address: Address {
                 destination: user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}")),
                 port: settings.number("port").or(known.port),
                 identity: settings.path("identity").map(Path::to_owned).or(known.identity),
             },
-            name: named.map(str::to_owned).or_else(|| is_entry.then(|| typed.clone())),
+            name,
             bin_dir,
         })
     }

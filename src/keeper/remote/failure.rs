@@ -11,6 +11,10 @@ use std::path::PathBuf;
 pub enum RemoteError {
     #[error("`{0}` is not USER@HOST, a host, or a name of `[hives.NAME]` in the configuration")]
     BadAddress(String),
+    #[error("`binary = \"{0}\"`: give a whole path that ends in rbee, as /opt/rbee/bin/rbee")]
+    BadBinary(String),
+    #[error("`{0}` cannot name a hive: letters, digits, `-`, `_` and `.`; choose another with --name")]
+    BadName(String),
     #[error("`ssh` was not found: install OpenSSH's client")]
     NoSsh,
     #[error("running ssh")]
@@ -59,9 +63,9 @@ pub enum RemoteError {
         "what arrived on {host} is not what was sent (sha256 {there}, not {here}): its disk may be full or broken"
     )]
     Corrupt { host: String, here: String, there: String },
-    /// As it was asked to be; and what was said at last over there.
+    /// As it was asked to be; and what was said at last over there, if that is known to have ended.
     #[error("stopped")]
-    Stopped { said: String },
+    Stopped { said: Option<String> },
     #[error("reading or writing `{}`", path.display())]
     Record { path: PathBuf, source: io::Error },
 }
@@ -69,7 +73,9 @@ pub enum RemoteError {
 impl From<RemoteError> for KeeperError {
     fn from(error: RemoteError) -> Self {
         let code = match error {
-            RemoteError::BadAddress(_) => return KeeperError::Usage(error.to_string()),
+            RemoteError::BadAddress(_) | RemoteError::BadBinary(_) | RemoteError::BadName(_) => {
+                return KeeperError::Usage(error.to_string());
+            }
             RemoteError::Stopped { .. } => return KeeperError::Interrupted,
             RemoteError::NoKeyFile { .. }
             | RemoteError::OpenKeyFile { .. }

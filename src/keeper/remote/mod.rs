@@ -17,11 +17,13 @@ use crate::http::client::{self, AskError, Target};
 use crate::http::heartbeats::HEARTBEAT_EVERY;
 use crate::http::request::percent_encode;
 use crate::http::{reply, sse};
+use crate::keeper::KeeperError;
 use crate::keeper::install::Installed;
 use crate::keeper::render::Render;
-use crate::keeper::{KeeperError, server};
+use crate::keeper::server::Server;
+use crate::keys;
 use crate::paths::Dirs;
-use crate::wire::fleet::{HiveInfo, TokenAnswer, TokenRequest, now_ms};
+use crate::wire::fleet::{HiveInfo, TokenAnswer, TokenRequest, TokenWithdrawal, now_ms};
 use crate::wire::operation::ReportedOperation;
 use crate::wire::{Code, Failure, VERSION};
 use address::Wanted;
@@ -63,22 +65,26 @@ pub async fn run(
     settings: &Settings,
     render: &Render,
 ) -> Result<(), KeeperError> {
-    let queen = server::queen(settings)?;
-    let place = Place { settings, nodes: nodes(settings)?, queen: &queen };
+    let server = Server::of_queen(settings)?;
+    let place = Place { settings, nodes: nodes(settings)?, queen: &server.target };
     // What cannot be meant is refused before anybody is asked.
-    let wanted = match operation {
-        ReportedOperation::HiveInstall => Some(Wanted::of(settings)?),
-        ReportedOperation::HiveUpdate | ReportedOperation::HiveUninstall => None,
-    };
-    let (work, orders) = Work::begin(&queen, operation, render).await?;
-    let working = async {
-        match (operation, wanted) {
-            (ReportedOperation::HiveInstall, Some(wanted)) => install(&place, wanted, &work).await,
-            (ReportedOperation::HiveUpdate, _) => update(&place, &work).await,
-            _ => uninstall(&place, &work).await,
+    let value = match operation {
+        ReportedOperation::HiveInstall => {
+            let wanted = Wanted::of(settings)?;
+            let (work, orders) = Work::begin(&server, operation, render).await?;
+            work.led(orders, install(&place, wanted, &work)).await?
+        }
+        ReportedOperation::HiveUpdate => {
+            let node = place.known()?;
+            let (work, orders) = Work::begin(&server, operation, render).await?;
+            work.led(orders, update(&place, node, &work)).await?
+        }
+        ReportedOperation::HiveUninstall => {
+            let node = place.known()?;
+            let (work, orders) = Work::begin(&server, operation, render).await?;
+            work.led(orders, uninstall(&place, node, &work)).await?
         }
     };
-    let value = work.led(orders, working).await?;
     if render.is_json() {
         render.value(&value).map_err(|error| KeeperError::local("writing the answer", error))?;
     }
@@ -102,7 +108,7 @@ impl Place<'_> {
 }
 
 async fn install(place: &Place<'_>, wanted: Wanted, work: &Work<'_>) -> Result<Value, KeeperError> {
-    let Place { settings, nodes, queen } = place;
+    let Place { nodes, queen, .. } = place;
     if let Some(name) = &wanted.name {
         is_free(nodes, queen, name).await?;
     }
@@ -111,6 +117,9 @@ async fn install(place: &Place<'_>, wanted: Wanted, work: &Work<'_>) -> Result<V
     let facts = probe::probe(&ssh).await?;
     let short = facts.node.split('.').next().unwrap_or_default().to_owned();
     let name = wanted.name.clone().unwrap_or(short);
+    if !keys::is_name(&name) {
+        return Err(RemoteError::BadName(name).into());
+    }
     let found = format!("it is {} ({}); the hive will be `{name}`", facts.node, facts.target);
     work.say("check", &found).await;
     is_free(nodes, queen, &name).await?;
@@ -126,57 +135,76 @@ async fn install(place: &Place<'_>, wanted: Wanted, work: &Work<'_>) -> Result<V
     }
     let asked = TokenRequest { ttl_ms: TOKEN_TTL.as_millis() as u64 };
     let token: TokenAnswer = client::ask(queen, client::post("/v1/tokens", &asked)?).await?;
+    let joined = join(place, &wanted, &name, &ssh, &facts, &token, work).await;
+    if joined.is_err() {
+        // A token that was not used is to let nobody in, and a key that was given for it is to open nothing.
+        let withdrawal = TokenWithdrawal { token: token.token };
+        let ask = client::with_json("DELETE", "/v1/tokens", &withdrawal)?;
+        if let Err(error) = client::ask::<Value>(queen, ask).await {
+            work.is_not_clean();
+            let why = crate::wire::failure::chain(&error);
+            work.warn("undo", &format!("the queen still has the join token, or its key: {why}")).await;
+        }
+    }
+    joined
+}
+
+/// Brings the program over, which joins by the token and starts, and waits until the queen has seen it. What fails is taken
+/// back over there.
+async fn join(
+    place: &Place<'_>,
+    wanted: &Wanted,
+    name: &str,
+    ssh: &Ssh<'_>,
+    facts: &Facts,
+    token: &TokenAnswer,
+    work: &Work<'_>,
+) -> Result<Value, KeeperError> {
+    let Place { settings, nodes, queen } = place;
     let dialled = dialled(settings, queen, &token.listen, facts.from, ssh.host())?;
     let is_system = settings.on("system") || facts.is_root;
     let bin_dir = wanted.bin_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
-    let mut words =
-        vec!["--json", "install", "--role", "hive", "--name", &name, "--queen", &dialled, "--join", "-"];
+    let mut words = vec!["--json", "install", "--role", "hive", "--name", name, "--queen", &dialled];
+    words.extend(["--join", "-", "--leash"]);
     if let Some(dir) = &bin_dir {
         words.extend(["--bin-dir", dir]);
     }
     words.extend(settings.texts("listen").into_iter().flat_map(|address| ["--listen", address]));
-    let over = Over { ssh: &ssh, work, is_system, needs_sudo: is_system && !facts.is_root };
-    let input = Input::Text(format!("{}\n", token.token));
-    let installed = match over.install(&facts, settings.path("binary"), &words, input).await {
-        Err(stop) if work.stop().is_cancelled() => {
-            // Where it had joined already, its key is to open nothing.
-            let _ = forget(queen, &name).await;
-            return Err(stop);
-        }
-        installed => installed?,
-    };
-    let program = installed.program.to_string_lossy().into_owned();
-    if let Err(error) = seen(queen, &name, None, work).await {
-        if !error.is_stop() {
-            over.show_log().await;
-        }
-        work.say("undo", "taking it away again").await;
-        let over = Over { ssh: &ssh.unstopped(), ..over };
-        let undone = over.rbee(&program, &["uninstall"], Input::Nothing).await;
-        let forgotten = forget(queen, &name).await;
-        if let Err(error) = undone.map(drop).map_err(KeeperError::from).and(forgotten) {
-            work.is_not_clean();
-            work.warn("undo", &crate::wire::failure::chain(&error)).await;
-        }
-        return Err(error);
-    }
+    let over = Over { ssh, work, is_system, needs_sudo: is_system && !facts.is_root };
+    let input = Input::Leash(format!("{}\n", token.token));
+    let installed = over.install(facts, settings.path("binary"), &words, input).await?;
     let node = Node {
-        name: name.clone(),
+        name: name.to_owned(),
         address: wanted.address.clone(),
         is_system,
-        program,
+        program: installed.program.to_string_lossy().into_owned(),
         queen: dialled,
         version: installed.version,
         service: installed.service,
         installed_at: now_ms(),
     };
-    nodes.save(&node)?;
+    let seen = match nodes.save(&node) {
+        Ok(()) => seen(queen, name, None, work).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = seen {
+        if !error.is_stop() {
+            over.show_log().await;
+        }
+        work.say("undo", "taking it away again").await;
+        let over = Over { ssh: &ssh.unstopped(), ..over };
+        over.undo(&node.program).await;
+        if let Err(error) = nodes.forget(name) {
+            work.is_not_clean();
+            work.warn("undo", &crate::wire::failure::chain(&error)).await;
+        }
+        return Err(error);
+    }
     work.say("done", &format!("`{name}` is reachable")).await;
     Ok(json!(node))
 }
 
-async fn update(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperError> {
-    let mut node = place.known()?;
+async fn update(place: &Place<'_>, mut node: Node, work: &Work<'_>) -> Result<Value, KeeperError> {
     let ssh = Ssh::new(&node.address, work);
     work.say("check", &format!("checking {} over ssh", ssh.host())).await;
     let facts = probe::probe(&ssh).await?;
@@ -187,20 +215,21 @@ async fn update(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperError
     let folder = Path::new(&node.program).parent().unwrap_or(Path::new("/"));
     let words = ["--json", "install", "--role", "hive", "--bin-dir", &folder.to_string_lossy()];
     let installed = over.install(&facts, place.settings.path("binary"), &words, Input::Nothing).await?;
+    // Done over there, whatever comes of the waiting.
+    let version = std::mem::replace(&mut node.version, installed.version);
+    place.nodes.save(&node)?;
+    work.say("install", &format!("`{}` is rbee {VERSION} now, it was {version}", node.name)).await;
     if let Err(error) = seen(place.queen, &node.name, before, work).await {
         if !error.is_stop() {
             over.show_log().await;
         }
         return Err(error);
     }
-    let before = std::mem::replace(&mut node.version, installed.version);
-    place.nodes.save(&node)?;
-    work.say("done", &format!("`{}` is rbee {VERSION} now, it was {before}", node.name)).await;
+    work.say("done", &format!("`{}` is back", node.name)).await;
     Ok(json!(node))
 }
 
-async fn uninstall(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperError> {
-    let node = place.known()?;
+async fn uninstall(place: &Place<'_>, node: Node, work: &Work<'_>) -> Result<Value, KeeperError> {
     let settings = place.settings;
     if !settings.on("forget") {
         let ssh = Ssh::new(&node.address, work);
@@ -213,6 +242,8 @@ async fn uninstall(place: &Place<'_>, work: &Work<'_>) -> Result<Value, KeeperEr
             let over = Over { ssh: &ssh, work, is_system: node.is_system, needs_sudo };
             let mut words = vec!["uninstall"];
             words.extend(settings.on("keep-state").then_some("--keep-state"));
+            // Begun, it is led to its end: half of it is nothing that anybody wants.
+            let over = Over { ssh: &ssh.unstopped(), ..over };
             over.rbee(&node.program, &words, Input::Nothing).await?;
         }
     }
@@ -361,22 +392,37 @@ impl Over<'_> {
         input: Input,
     ) -> Result<Installed, KeeperError> {
         let arrived = Arrived::of(facts);
+        let unstopped = self.ssh.unstopped();
+        let undoing = Over { ssh: &unstopped, ..*self };
+        // What ends by its leash may be stopped; the rest takes a moment, and half of it is nothing that anybody wants.
+        let installing = if matches!(input, Input::Leash(_)) { *self } else { undoing };
         let bringing = async {
             program::bring(self.ssh, facts, binary, &arrived, self.work).await?;
-            self.rbee(&arrived.program, words, input).await
+            installing.rbee(&arrived.program, words, input).await
         };
         let done = bringing.await;
-        let ssh = self.ssh.unstopped();
         if done.is_err() && self.work.stop().is_cancelled() {
             self.work.say("undo", "interrupted: taking back what was begun over there").await;
             if facts.installed.is_none() {
-                // Fails where nothing was begun yet, which is as good.
-                let over = Over { ssh: &ssh, ..*self };
-                let _ = over.rbee(&arrived.program, &["uninstall"], Input::Nothing).await;
+                undoing.undo(&arrived.program).await;
             }
         }
-        arrived.remove(&ssh, self.work).await;
+        arrived.remove(&unstopped, self.work).await;
         read(&done?)
+    }
+
+    /// Takes away what a program has put there.
+    async fn undo(&self, program: &str) {
+        match self.rbee(program, &["uninstall"], Input::Nothing).await {
+            // Nothing was begun, or has undone itself already.
+            Err(RemoteError::Failed { said, .. })
+                if said.starts_with("nothing was installed") || said.contains("not found") => {}
+            Ok(_) | Err(RemoteError::NoCommand { .. }) => {}
+            Err(error) => {
+                self.work.is_not_clean();
+                self.work.warn("undo", &crate::wire::failure::chain(&error)).await;
+            }
+        }
     }
 
     /// Its answer on stdout, if it did what it was asked for.
@@ -397,8 +443,12 @@ impl Over<'_> {
             let command = if self.needs_sudo { "sudo".into() } else { program.to_owned() };
             return Err(RemoteError::NoCommand { host, command, hint: "it has to be there for this" });
         }
-        let told = ended.stderr.lines().rfind(|line| line.starts_with("error: "));
-        let said = told.map_or_else(|| last_line(&ended.stderr), |line| line["error: ".len()..].to_owned());
+        // All from there on: a daemon that did not start is told of in several lines.
+        let told = format!("\n{}", ended.stderr);
+        let said = match told.rsplit_once("\nerror: ") {
+            Some((_, said)) => said.trim_end().to_owned(),
+            None => last_line(&ended.stderr),
+        };
         Err(RemoteError::Failed { what: "it failed", host, said })
     }
 

@@ -143,10 +143,13 @@ async fn build(ssh: &Ssh<'_>, facts: &Facts, to: &Arrived, work: &Work<'_>) -> R
     if !ended.is_done() {
         return Err(wrapped("unpacking the source", last_line(&ended.stderr)));
     }
-    let ended = ssh.run(&line(&["sh", "-c", BUILD, &to.folder]), Input::Held, true).await;
+    let ended = ssh.run(&line(&["sh", "-c", BUILD, &to.folder]), Input::Leash(String::new()), true).await;
     if let Err(RemoteError::Stopped { said }) = &ended {
-        match killed(said) {
-            0 => work.warn("build", &format!("whether all of it has ended on {host} is not known")).await,
+        match said.as_deref().map_or(0, killed) {
+            0 => {
+                work.is_not_clean();
+                work.warn("build", &format!("whether all of it has ended on {host} is not known")).await;
+            }
             processes => work.reaped(processes),
         }
     }

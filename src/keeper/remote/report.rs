@@ -86,6 +86,7 @@ impl Report {
         let event = match done {
             Ok(value) => JobEvent::Result(value.clone()),
             Err(KeeperError::Refused(failure)) => JobEvent::Error(failure.clone()),
+            Err(KeeperError::Usage(words)) => JobEvent::Error(Failure::invalid(words.clone())),
             Err(error) => JobEvent::Error(Failure::internal(error)),
         };
         self.tell(&event).await;

@@ -41,10 +41,10 @@ pub struct Ssh<'a> {
 /// What a command gets to read.
 pub enum Input {
     Nothing,
-    /// Nothing either, but its end, by which it is told to end and which is the connection's, too. How it has ended is
-    /// waited for.
-    Held,
     Text(String),
+    /// A text whose end comes with the stop: by that it is told to end, which is then waited for. An end of the connection
+    /// is the same to it.
+    Leash(String),
     File(File),
 }
 
@@ -87,7 +87,7 @@ impl<'a> Ssh<'a> {
         let mut last = None;
         for (index, pause) in TRY_PAUSES.into_iter().enumerate() {
             if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return Err(RemoteError::Stopped { said: String::new() });
+                return Err(RemoteError::Stopped { said: None });
             }
             match self.script(script).await {
                 Err(error) if failure::is_passing(&error) => {
@@ -110,11 +110,11 @@ impl<'a> Ssh<'a> {
     pub async fn run(&self, command: &str, input: Input, is_shown: bool) -> Result<Ended, RemoteError> {
         let mut ssh = self.command();
         ssh.arg("--").arg(self.host()).arg(command);
+        let is_leashed = matches!(input, Input::Leash(_));
         let (stdin, text) = match input {
             Input::Nothing => (Stdio::null(), None),
-            Input::Held => (Stdio::piped(), None),
             Input::File(file) => (Stdio::from(file), None),
-            Input::Text(text) => (Stdio::piped(), Some(text)),
+            Input::Text(text) | Input::Leash(text) => (Stdio::piped(), Some(text)),
         };
         ssh.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = ssh.spawn().map_err(|error| match error.kind() {
@@ -124,16 +124,17 @@ impl<'a> Ssh<'a> {
         if self.work.is_verbose() {
             self.work.say("ssh", &format!("ssh {}: {}", self.host(), printable(command))).await;
         }
-        let (stdin, mut held) = match &text {
-            Some(_) => (child.stdin.take(), None),
-            None => (None, child.stdin.take()),
-        };
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feeding = async {
             if let (Some(mut stdin), Some(text)) = (stdin, text) {
                 // A command that reads nothing is no failure of the one who writes.
                 let _ = stdin.write_all(text.as_bytes()).await;
+                if is_leashed {
+                    self.stop.cancelled().await;
+                }
             }
+            // Closed with that; the command's end is another.
+            std::future::pending::<()>().await;
         };
         let reading = async {
             let mut answer = Vec::new();
@@ -145,21 +146,22 @@ impl<'a> Ssh<'a> {
         };
         let hearing = self.hear(stderr, is_shown);
         let running = async {
-            let ((), stdout, stderr) = tokio::join!(feeding, reading, hearing);
+            let (stdout, stderr) = tokio::join!(reading, hearing);
             (child.wait().await, stdout, stderr)
         };
-        let mut running = std::pin::pin!(running);
-        let (status, stdout, stderr) = tokio::select! {
-            ended = &mut running => ended,
-            () = self.stop.cancelled() => {
-                let mut said = String::new();
-                // All over there that could say something has ended when ssh has.
-                if held.take().is_some() && let Ok(ended) = tokio::time::timeout(END_MAX, running).await {
-                    said = ended.1;
-                }
-                return Err(RemoteError::Stopped { said });
-            }
+        let stopping = async {
+            self.stop.cancelled().await;
+            // All over there that could say something has ended when ssh has.
+            tokio::time::sleep(if is_leashed { END_MAX } else { Duration::ZERO }).await;
         };
+        let (status, stdout, stderr) = tokio::select! {
+            ended = running => ended,
+            () = feeding => return Err(RemoteError::Stopped { said: None }),
+            () = stopping => return Err(RemoteError::Stopped { said: None }),
+        };
+        if is_leashed && self.stop.is_cancelled() {
+            return Err(RemoteError::Stopped { said: Some(stdout) });
+        }
         match status.map_err(RemoteError::Ssh)?.code() {
             Some(SSH_FAILED) | None => {
                 let (seconds, tries) = (CONNECT_MAX.as_secs(), TRY_PAUSES.len());

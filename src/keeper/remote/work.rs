@@ -2,10 +2,9 @@
 //! dropped but led to its end, so that the receipt tells what has happened.
 
 use super::report::{Orders, Report};
-use crate::http::client::Target;
 use crate::keeper::KeeperError;
 use crate::keeper::render::{Render, printable};
-use crate::keeper::server::Server;
+use crate::keeper::server::{Patience, Server};
 use crate::keeper::signals::Signals;
 use crate::wire::fleet::Health;
 use crate::wire::job::{JobEvent, JobId, Receipt};
@@ -22,23 +21,23 @@ pub struct Work<'a> {
     render: &'a Render,
     report: Report,
     stop: CancellationToken,
+    patience: Patience,
     /// What was stopped and given back so far.
     receipt: Mutex<Receipt>,
 }
 
 impl<'a> Work<'a> {
     pub async fn begin(
-        queen: &Target,
+        server: &Server,
         operation: ReportedOperation,
         render: &'a Render,
     ) -> Result<(Work<'a>, Orders), KeeperError> {
-        let server = Server { target: queen.clone(), is_hive: false, hive_id: None };
         // With the tries that B5 promises.
         server.get::<Health>("/health", render).await?;
         let warn = |message: &str| render.say(&format!("warning: {message}"));
-        let (report, orders) = Report::open(queen, operation, warn).await?;
+        let (report, orders) = Report::open(&server.target, operation, warn).await?;
         let (stop, receipt) = (CancellationToken::new(), Mutex::default());
-        Ok((Work { render, report, stop, receipt }, orders))
+        Ok((Work { render, report, stop, receipt, patience: server.patience }, orders))
     }
 
     pub fn job(&self) -> Option<JobId> {
@@ -99,7 +98,7 @@ impl<'a> Work<'a> {
         self.receipt().clean = false;
     }
 
-    /// Leads the work to its end, through a first Ctrl-C, SIGTERM or cancel; a second one leaves at once.
+    /// Leads the work to its end, through a first Ctrl-C, SIGTERM, cancel or end of patience; a second signal leaves at once.
     pub async fn led(
         &self,
         mut orders: Orders,
@@ -108,10 +107,19 @@ impl<'a> Work<'a> {
         let mut signals = Signals::catch()?;
         let mut work = std::pin::pin!(work);
         let mut stopped: Option<(KeeperError, Instant)> = None;
+        let mut is_signalled = false;
         let done = loop {
             let stop = tokio::select! {
                 done = &mut work => break done,
-                stop = signals.next() => stop,
+                stop = signals.next() => {
+                    if std::mem::replace(&mut is_signalled, true) {
+                        return Err(stop);
+                    }
+                    stop
+                }
+                after = self.patience.end(), if stopped.is_none() => {
+                    KeeperError::TimedOut { after, hint: String::new() }
+                }
                 asked = orders.cancel() => match asked {
                     Ok(()) => {
                         self.render.say("cancelled by somebody else");
@@ -123,11 +131,10 @@ impl<'a> Work<'a> {
                     }
                 },
             };
-            if stopped.is_some() {
-                return Err(stop);
+            if stopped.is_none() {
+                stopped = Some((stop, Instant::now()));
+                self.stop.cancel();
             }
-            stopped = Some((stop, Instant::now()));
-            self.stop.cancel();
         };
         match (&done, stopped) {
             (Err(_), Some((stop, since))) => {
