@@ -111,6 +111,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
             base_url: base_url.clone(),
             journals: dirs.jobs.join("queen"),
             limits,
+            idle_ttl: settings.duration("idle-ttl").filter(|_| settings.is_given("idle-ttl")),
             shares_its_log: roles == Roles::Both,
             listen: listeners.iter().map(|(address, _)| address.to_string()).collect(),
             keys: ring,
@@ -122,11 +123,13 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
         Roles::Hive | Roles::Both => {
             let node = keys::node_id(&dirs.state)?;
             let mut options = hive_options(settings, &dirs, name, base_url, key)?;
+            if roles == Roles::Hive && !settings.is_given("idle-ttl") {
+                // Its queen may have been told.
+                options.workers.idle_ttl = None;
+            }
             // RBEE_QUEEN may well name the queen in this very process, whom the hive has a shorter link to.
-            let is_us = |queen: &Target| {
-                listeners.iter().any(|(address, _)| queen.to_string() == format!("http://{address}"))
-            };
-            options.queens.retain(|queen| !is_us(queen));
+            let addresses: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
+            options.queens.retain(|queen| !is_us(queen, &addresses, &host_name()));
             let models = settings.path("models-dir").unwrap_or(&dirs.models);
             let hub = hub(&dirs.state).map_err(ServeError::Hub)?;
             let mut about = StoreSettings::new(models.to_owned(), hub, options.builds.clone());
@@ -159,6 +162,16 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     shutdown.finish(settings.duration("drain-max").unwrap_or(DRAIN_MAX)).await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Whether a queen's address is one of our own, in whatever words.
+fn is_us(queen: &Target, addresses: &[SocketAddr], own_name: &str) -> bool {
+    let Some((host, port)) = queen.host_and_port() else { return false };
+    let bare = host.strip_suffix(".local").unwrap_or(host);
+    let is_our_name = bare.eq_ignore_ascii_case(own_name);
+    addresses
+        .iter()
+        .any(|address| is_our_name && port == address.port() || keys::leads_to(host, port, *address))
 }
 
 fn serve(listener: Listener, service: impl Service, guard: Arc<Guard>, shutdown: Shutdown) {
@@ -219,7 +232,7 @@ fn hive_options(
             run: dirs.run.clone(),
             logs: dirs.logs.clone(),
             orphan_ttl: settings.duration("orphan-ttl").unwrap_or(Duration::from_secs(60)),
-            idle_ttl: settings.duration("idle-ttl").unwrap_or(Duration::from_secs(300)),
+            idle_ttl: settings.duration("idle-ttl"),
             restart_pause: settings.duration("restart-pause").unwrap_or(hive::restarts::RESTART_PAUSE),
             loading_silence: settings.duration("loading-silence").unwrap_or(hive::LOADING_SILENCE_MAX),
             worker_silence: settings.duration("worker-silence").unwrap_or(hive::WORKER_SILENCE_MAX),
@@ -281,4 +294,20 @@ fn hub(state: &Path) -> Result<Hub, HubError> {
         None if name == "XDG_CACHE_HOME" && !has_home => Some(state.into()),
         value => value,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queen_who_is_this_process_is_known_by_whatever_name_she_was_given() {
+        let us = |queen: &str, listen: &str| {
+            is_us(&Target::parse(queen).unwrap(), &[listen.parse().unwrap()], "box")
+        };
+        assert!(us("http://127.0.0.1:80", "127.0.0.1:80") && us("http://localhost:80", "127.0.0.1:80"));
+        assert!(us("http://localhost:80", "0.0.0.0:80") && us("http://[::1]:80", "[::]:80"));
+        assert!(us("http://box:80", "0.0.0.0:80") && us("http://Box.local:80", "0.0.0.0:80"));
+        assert!(!us("http://localhost:81", "0.0.0.0:80") && !us("http://other:80", "0.0.0.0:80"));
+    }
 }

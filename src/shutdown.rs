@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 /// B50: how long requests in flight may take to finish after a stop was asked for.
 pub const DRAIN_MAX: Duration = Duration::from_secs(25);
 
-/// Handed to every task that must end in order. Clones are the same shutdown; `child` narrows it.
+/// Handed to every task that must end in order. Clones are the same shutdown.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     /// Stop accepting, finish what runs.
@@ -33,15 +33,6 @@ impl Shutdown {
         }
     }
 
-    /// A shutdown that ends with this one, or earlier by itself.
-    pub fn child(&self) -> Self {
-        Shutdown {
-            draining: self.draining.child_token(),
-            stopping: self.stopping.child_token(),
-            tasks: TaskTracker::new(),
-        }
-    }
-
     /// Asks everything to finish what it does and take nothing new.
     pub fn drain(&self) {
         self.draining.cancel();
@@ -55,10 +46,6 @@ impl Shutdown {
 
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
-    }
-
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.is_cancelled()
     }
 
     pub async fn drained(&self) {

@@ -381,6 +381,23 @@ fn ctrl_c_ends_a_cmake_and_ninja_build_whole_and_shows_what_was_stopped() {
 }
 
 #[test]
+fn an_engine_that_cannot_be_started_leaves_no_key() {
+    alone(|| {
+        let place = Place::new();
+        let shop = Shop::open(&place);
+        let serve = "[serve]\nargv = [\"--port\", \"{prot}\"]\nhealth = \"/health\"\napi = \"openai\"\n";
+        shop.recipe("wrong", QUICK, serve);
+        let daemon = shop.hive(&place, &[]);
+        daemon.follow(&install(&daemon, "wrong")).done();
+        let model = daemon.register(&place, None);
+        let spawn = daemon.job(&json!({"operation": "worker_spawn", "model": model, "worker": "wrong"}));
+        assert_eq!(spawn.find("error").unwrap()["code"], "RECIPE_INVALID", "{spawn:?}");
+        let left = folders_below(&place.state().join("run"));
+        assert!(left.iter().all(|path| path.extension().is_none()), "{left:?}");
+    });
+}
+
+#[test]
 fn two_who_ask_for_one_engine_share_one_build_and_one_of_them_may_leave() {
     alone(|| {
         let place = Place::new();

@@ -3,6 +3,7 @@
 use crate::support::fleet::fleet;
 use crate::support::node::{Daemon, Place, Refused, alone};
 use rbee::daemon::{Lock, holder, is_locked};
+use rbee::http::client;
 use rbee::http::router::Route;
 use rbee::process::Identity;
 use rbee::wire::Code;
@@ -89,6 +90,29 @@ fn listening_beyond_loopback_without_a_key_is_refused_and_says_how_to_make_one()
         assert!(
             Daemon::try_start(&place, "serve", &["--listen", "0.0.0.0:0"], &[("RBEE_API_KEY", KEY)]).is_ok()
         );
+    });
+}
+
+#[test]
+fn a_head_that_is_too_large_is_refused_in_the_one_shape() {
+    alone(|| {
+        let place = Place::new();
+        let daemon = Daemon::start(&place, "queen serve", &[]);
+        let ask = |headers: usize, bytes: usize| {
+            let mut request = client::get("/health").unwrap();
+            for number in 0..headers {
+                let name: http::HeaderName = format!("x-h{number}").parse().unwrap();
+                request.headers_mut().insert(name, "b".repeat(bytes).parse().unwrap());
+            }
+            request.headers_mut().insert("x-request-id", "mine".parse().unwrap());
+            daemon.request(request)
+        };
+        assert_eq!((ask(60, 1).status, ask(1, 60_000).status), (200, 200));
+        for answer in [ask(120, 1), ask(1, 70_000)] {
+            assert_eq!((answer.status, answer.failure().code), (431, Code::InvalidRequest), "{answer:?}");
+            assert_eq!(answer.headers["x-request-id"], "mine");
+            assert_eq!(answer.json()["error"]["request_id"], "mine");
+        }
     });
 }
 

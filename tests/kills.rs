@@ -138,7 +138,16 @@ fn a_killed_hives_worker_ends_by_itself_when_no_other_hive_comes() {
             busy.hive.ended();
             busy.stream.rest().is_told();
             busy.is_childless_within(ORPHANS_GONE_MAX);
-            begun.elapsed()
+            let took = begun.elapsed();
+            let sockets = || {
+                let files = std::fs::read_dir(busy.place.state().join("run")).unwrap().flatten();
+                files.filter(|file| file.path().extension().is_some_and(|kind| kind == "sock")).count()
+            };
+            assert_eq!(sockets(), 1, "left behind");
+            let next = Daemon::start(&busy.place, "hive serve", &[]);
+            assert_eq!(sockets(), 0, "cleared by the next hive");
+            drop(next);
+            took
         });
     });
 }

@@ -109,6 +109,23 @@ fn a_worker_that_stands_still_is_ended_and_its_requests_are_told_or_moved() {
 }
 
 #[test]
+fn an_adopted_worker_that_stands_still_is_ended() {
+    alone(|| {
+        let place = Place::new();
+        let hive = Daemon::start(&place, "hive serve", &[]);
+        let model = hive.register(&place, None);
+        let worker = spawn(&hive, &model, json!({}));
+        hive.kill9();
+        signal_pid(pid_of(&worker), Signal::STOP);
+        let hive = Daemon::start(&place, "hive serve", &["--worker-silence", "1s"]);
+        let failure = is_gone(&hive, &worker["worker_id"]).failure();
+        assert!(failure.message.contains("no progress"), "{failure}");
+        assert!(!is_alive(pid_of(&worker)));
+        assert!(hive.terminate().success());
+    });
+}
+
+#[test]
 fn an_unpinned_worker_that_crashes_is_forgotten_and_the_next_spawn_tells_of_it() {
     alone(|| {
         let place = Place::new();
@@ -198,6 +215,24 @@ fn a_spawn_that_pins_a_running_worker_is_remembered_by_the_next_hive_which_resta
         let restarted = again(&hive, &worker["worker_id"], pid_of(&worker));
         assert_eq!(restarted["pinned"], true);
         assert!(hive.terminate().success());
+    });
+}
+
+#[test]
+fn a_hive_that_was_told_no_idle_ttl_goes_by_its_queens_even_when_she_is_away() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &["--idle-ttl", "300ms"]);
+        let hive = fleet::hive(&place, &queen, &[]);
+        let model = hive.register(&place, None);
+        let idles_out = || {
+            let worker = spawn(&hive, &model, json!({}));
+            let told = is_gone(&hive, &worker["worker_id"]).failure();
+            assert!(told.message.contains("idle"), "{told}");
+        };
+        idles_out();
+        queen.kill9();
+        idles_out();
     });
 }
 
@@ -321,6 +356,21 @@ fn a_handover_finishes_the_stream_and_leaves_the_worker_to_the_next_hive_with_it
         assert_eq!(place.spawns(), 1, "the model was loaded again");
         assert!(next.terminate().success());
         assert!(!is_alive(pid_of(&worker)));
+    });
+}
+
+#[test]
+fn a_handover_in_the_pause_before_a_restart_leaves_the_worker_to_the_next_hive_too() {
+    alone(|| {
+        let place = Place::new();
+        let (mut hive, id) = in_the_pause(&place);
+        let answer = hive.post("/v1/handover", &json!({}));
+        assert_eq!(answer.json()["workers"], json!([id]));
+        assert!(hive.ended().success());
+        let next = Daemon::start(&place, "hive serve", NEVER);
+        let adopted = again(&next, &id, 0);
+        assert_eq!((&adopted["pinned"], place.spawns()), (&json!(true), 1));
+        assert!(next.terminate().success());
     });
 }
 

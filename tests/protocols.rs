@@ -112,7 +112,7 @@ fn a_queen_understands_a_hive_of_the_version_before_and_leaves_the_choice_to_it(
         let linked = runtime.spawn(async move {
             let hello =
                 Hello { protocol: OLDER, version: "0.0.9".into(), ..Hello::ours("older", "its-node") };
-            let io = link::dial(&target, &hello).await.unwrap();
+            let io = link::dial(&target, &hello).await.unwrap().io;
             let telling =
                 hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
                     assert_eq!(request.uri().path(), "/v1/telemetry");

@@ -2,6 +2,7 @@
 //! It stays so until that is undone, or until it is started again.
 
 use crate::hive::Hive;
+use crate::hive::workers::STOP_GRACE;
 use crate::job::{Context, Outcome};
 use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
@@ -12,8 +13,6 @@ use tokio::task::JoinSet;
 
 /// How long a drain waits for what runs. Requests last minutes; what lasts longer than this is somebody's to decide on.
 pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(60 * 60);
-/// From TERM to KILL of a worker that has nothing left to do.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Its own jobs are not waited for: two drains would wait for each other.
 const OPERATION: &str = "hive_drain";
 

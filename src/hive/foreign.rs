@@ -32,15 +32,18 @@ impl Endpoint {
     /// A port that is free now, and a fresh key in a file that only we can read.
     pub fn make(run: &Path, worker_id: &str, serve: &Serve) -> io::Result<Endpoint> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let key_file = run.join(format!("{worker_id}.key"));
+        let key_file = key_file(run, worker_id);
         let mut bytes = [0u8; KEY_BYTES];
         let mut filled = 0;
         while filled < bytes.len() {
             filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
         }
         let key: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        // One that an earlier life left is not gone on with.
-        remove_key(&key_file);
+        // One that an earlier try left is not gone on with.
+        match std::fs::remove_file(&key_file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key_file)?;
         writeln!(file, "{key}")?;
@@ -61,19 +64,11 @@ impl Endpoint {
         let target = Target::parse(&format!("http://127.0.0.1:{}", self.port)).map_err(io::Error::other)?;
         Ok(target.with_key(Some(&self.key()?)))
     }
-
-    /// Takes the key away, with the worker.
-    pub fn forget(&self) {
-        remove_key(&self.key_file);
-    }
 }
 
-fn remove_key(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %path.display(), %error, "an engine's key could not be removed");
-    }
+/// Where a worker's key lies; it goes with the worker.
+pub fn key_file(run: &Path, worker_id: &str) -> PathBuf {
+    run.join(format!("{worker_id}.key"))
 }
 
 /// What fills the placeholders of a command line.
@@ -186,7 +181,5 @@ mod tests {
         let two = Endpoint::make(run.path(), "w", &serve(&[])).unwrap();
         assert!(first.len() == 2 * KEY_BYTES && first != two.key().unwrap());
         assert_eq!(two.key_file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        two.forget();
-        assert!(two.key().is_err());
     }
 }

@@ -17,7 +17,7 @@ pub fn stream(hive: &Arc<Hive>) -> Response {
 fn beat(hive: &Hive) -> Value {
     let state = if hive.is_draining() { "draining" } else { "online" };
     // As they were last looked at: a look runs a program of the vendor's.
-    let devices = hive.devices_seen.lock().expect("no holder of the devices panics").clone();
+    let devices = hive.devices_seen();
     json!({
         "at": now_ms(),
         "hive": {

@@ -65,11 +65,6 @@ pub(super) async fn launch(
         workers.update(id, |worker| worker.pool = Pool::new(target));
     }
     let launched = process::launch(&settings.shims, spec, listener).await;
-    if launched.is_err()
-        && let Some(endpoint) = &endpoint
-    {
-        endpoint.forget();
-    }
     launched.map(|tree| (tree, endpoint)).map_err(|error| failed(&error))
 }
 

@@ -3,7 +3,7 @@
 
 use crate::hive::{Hive, Routes, models};
 use crate::http::client::Target;
-use crate::http::link::{self, Hello, LinkError};
+use crate::http::link::{self, Hello, LinkError, Welcome};
 use crate::http::{BoxError, Request, Response};
 use crate::keys::JoinError;
 use crate::wire::codec::{self, Frame, HiveV2, ModelV2, TelemetryV2, WorkerV1};
@@ -39,8 +39,8 @@ const VERSION_PARAMETER: &str = "version";
 /// Frames that wait for a queen who reads slowly.
 const FRAMES_PENDING_MAX: usize = 64;
 
-/// Keeps one link up until the hive drains.
-pub async fn keep(hive: Arc<Hive>, queen: Target) {
+/// Keeps one link up until the hive drains. What the first of the queens has to say on idle workers counts.
+pub async fn keep(hive: Arc<Hive>, queen: Target, is_first: bool) {
     let mut hello = Hello::ours(&hive.options.name, &hive.node);
     let mut pause = REDIAL_MIN;
     let mut told = String::new();
@@ -50,8 +50,11 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
             dialled = dial(&hive, &queen, &hello) => dialled,
         };
         match dialled {
-            Ok(io) => {
+            Ok(Welcome { io, idle_ttl }) => {
                 tracing::info!(%queen, "linked");
+                if is_first {
+                    hive.workers.tell_idle_ttl(idle_ttl);
+                }
                 let begun = tokio::time::Instant::now();
                 told.clear();
                 let ended = link::serve(io, Routes(hive.clone()), hive.shutdown.clone()).await;
@@ -93,7 +96,7 @@ pub async fn keep(hive: Arc<Hive>, queen: Target) {
 
 /// With the key that this queen is to be shown now, a token exchanged for it first. A token serves once more when she refuses the
 /// key: it may have been revoked, and the token made to join again.
-async fn dial(hive: &Hive, queen: &Target, hello: &Hello) -> Result<hyper::upgrade::Upgraded, LinkError> {
+async fn dial(hive: &Hive, queen: &Target, hello: &Hello) -> Result<Welcome, LinkError> {
     let passes = &hive.options.passes;
     passes.join(queen, &hello.hive, &hello.node).await?;
     match link::dial(&passes.target(queen).map_err(JoinError::from)?, hello).await {

@@ -12,7 +12,7 @@ pub fn page(hive: &Hive) -> Response {
     page.gauge("rbee_start_time_seconds", "When it was started, since the epoch.")
         .is(hive.started_at as f64 / 1e3);
     hive.requests.write(&mut page);
-    let devices = hive.devices_seen.lock().expect("no holder of the devices panics").clone();
+    let devices = hive.devices_seen();
     let mut memory = |name, help, bytes: fn(&Device) -> u64| {
         let mut family = page.gauge(name, help);
         devices.iter().for_each(|device| family.with(&[("device", &device.id)], bytes(device)));

@@ -24,6 +24,7 @@ mod processes;
 pub mod restarts;
 mod retire;
 mod routes;
+mod service;
 mod speed;
 mod supervise;
 mod workers;
@@ -123,8 +124,8 @@ impl Hive {
         });
         // What links tell first.
         hive.devices().await;
-        for queen in hive.options.queens.clone() {
-            hive.shutdown.spawn(link::keep(hive.clone(), queen));
+        for (number, queen) in hive.options.queens.clone().into_iter().enumerate() {
+            hive.shutdown.spawn(link::keep(hive.clone(), queen, number == 0));
         }
         hive
     }

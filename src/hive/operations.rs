@@ -2,7 +2,7 @@
 
 use crate::hive::choose::{choose, unused_gpu};
 use crate::hive::preflight::{self, Plan};
-use crate::hive::workers::{Planned, Spawned};
+use crate::hive::workers::{Planned, STOP_GRACE, Spawned};
 use crate::hive::{Hive, drain, models, processes, retire};
 use crate::job::{Context, Outcome};
 use crate::model::Stored;
@@ -11,10 +11,7 @@ use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use crate::wire::{Code, Failure, VERSION};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// How long requests at work may take when their worker is told to stop.
-const STOP_GRACE: Duration = Duration::from_secs(5);
+use std::time::Instant;
 
 pub async fn run(hive: Arc<Hive>, operation: HiveOperation, job: Context) -> Outcome {
     match operation {
@@ -166,6 +163,8 @@ async fn start(
             ctx: plan.ctx,
             memory_bytes: plan.memory_bytes,
         },
+        // It may have waited for its model's turn, and a drain may have begun and counted the workers meanwhile.
+        || hive.takes_work(),
     )
 }
 

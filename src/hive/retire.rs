@@ -2,17 +2,14 @@
 //! those at work are cut off.
 
 use crate::hive::Hive;
-use crate::hive::workers::Table;
+use crate::hive::workers::{STOP_GRACE, Table};
 use crate::job::{Context, Outcome};
-use crate::wire::fleet::WorkerState;
 use crate::wire::job::Receipt;
 use serde_json::json;
 use std::time::Duration;
 
 /// How long what is at work may take; what lasts longer is ended.
 pub const RETIRE_WAIT_MAX: Duration = Duration::from_secs(60 * 60);
-/// From TERM to KILL of a worker that has nothing left to do.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn retire(hive: &Hive, id: &str, now: bool, job: &Context) -> Outcome {
     if now {
@@ -25,11 +22,7 @@ pub async fn retire(hive: &Hive, id: &str, now: bool, job: &Context) -> Outcome 
         Err(failure) => return Outcome::Failed(failure),
     };
     // One that still loads has nobody at work.
-    hive.workers.update(id, |worker| {
-        if worker.info.state.serves() {
-            worker.info.state = WorkerState::Draining;
-        }
-    });
+    hive.workers.drain(id);
     let at_work = worker.info.slots_busy;
     job.narrate("retire", format!("worker {id} takes no new requests; {at_work} at work"));
     let is_quiet = |table: &Table| table.get(id).is_none_or(|worker| worker.info.slots_busy == 0);
@@ -40,13 +33,12 @@ pub async fn retire(hive: &Hive, id: &str, now: bool, job: &Context) -> Outcome 
             job.narrate("retire", format!("worker {id} was still at work after {minutes} min; it is stopped"));
         },
         () = job.token().cancelled() => {
-            hive.workers.update(id, |worker| {
-                if worker.info.state == WorkerState::Draining {
-                    let is_busy = worker.info.slots_busy > 0;
-                    worker.info.state = if is_busy { WorkerState::Busy } else { WorkerState::Ready };
-                }
-            });
-            job.narrate("retire", format!("worker {id} takes requests again"));
+            let narration = match hive.workers.undrain(id) {
+                true => "takes requests again",
+                // Another retirement, or its end.
+                false => "goes on draining: somebody else wants that, too",
+            };
+            job.narrate("retire", format!("worker {id} {narration}"));
             return Outcome::Cancelled(Receipt::default());
         }
     }

@@ -63,8 +63,14 @@ pub const TABLE: &[Route<Endpoint>] = &[
     route("GET", "/v1/telemetry", Endpoint::Telemetry),
 ];
 
-/// A worker's paths that take a slot.
+/// Our own workers' paths that take a slot.
 const GENERATING: &[&str] = &["v1/chat/completions", "v1/completions"];
+
+/// Whether a request takes a slot. What another project's engine has its paths for is not known here: whatever is posted
+/// to it counts as work.
+fn is_work(method: &http::Method, path: &str, is_foreign: bool) -> bool {
+    GENERATING.contains(&path) || is_foreign && method == http::Method::POST
+}
 
 /// The service behind the hive's listeners and links.
 #[derive(Clone)]
@@ -147,25 +153,19 @@ async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Fail
     Ok(crate::job::routes::accepted(&job).await)
 }
 
-/// A worker's own route. What generates is counted as a busy slot until its last byte has been taken over.
+/// A worker's own route. What takes a slot is counted as a busy slot until its last byte has been taken over.
 async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) -> Result<Response, Failure> {
     let (id, rest) = (params.get(0), params.get(1));
     let worker = hive.workers.get(id)?;
-    let is_generating = GENERATING.contains(&rest);
-    if is_generating {
+    let is_foreign = !worker.pool.target().is_unix();
+    let is_work = is_work(request.method(), rest, is_foreign);
+    if is_work {
         hive.takes_work()?;
     }
-    if is_generating && !(worker.info.state.serves() || worker.info.state.is_coming()) {
-        return Err(Failure::new(
-            Code::ShuttingDown,
-            format!("worker {id} is {} and takes no new requests", worker.info.state.name()),
-        ));
-    }
-    let busy = is_generating.then(|| hive.workers.busy(id));
+    let busy = is_work.then(|| hive.workers.busy(id)).transpose()?;
     let query = request.inner.uri().query().map_or_else(String::new, |query| format!("?{query}"));
     // An engine that is not ours is watched from here.
-    let is_watched = is_generating && !worker.pool.target().is_unix();
-    let patience = is_watched.then(|| Patience::new(request.header(DEADLINE_HEADER), now_ms()));
+    let patience = (is_work && is_foreign).then(|| Patience::new(request.header(DEADLINE_HEADER), now_ms()));
     let request_id = request.id.clone();
     let forwarded = request.forward(&format!("/{rest}{query}"))?;
     let asking = worker.pool.send(forwarded);
@@ -188,4 +188,21 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
         Some(patience) => relay::relay(patience.body(answer, &request_id), meter, busy),
         None => relay::relay(answer, meter, busy),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+
+    #[test]
+    fn whatever_is_posted_to_an_engine_that_is_not_ours_is_work_and_of_ours_what_generates() {
+        for (path, of_ours, of_theirs) in
+            [("v1/chat/completions", true, true), ("completion", false, true), ("v1/embeddings", false, true)]
+        {
+            assert_eq!(is_work(&Method::POST, path, false), of_ours, "{path}");
+            assert_eq!(is_work(&Method::POST, path, true), of_theirs, "{path}");
+        }
+        assert!(!is_work(&Method::GET, "slots", true));
+    }
 }

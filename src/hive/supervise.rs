@@ -1,5 +1,5 @@
 //! One worker's life: launched under a shim, loading (its own progress stream tells, nobody polls), ready, busy, and the
-//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its socket and its place in the table go with
+//! end, by wish, by idleness, by crash or with the hive. Whatever the end, its files and its place in the table go with
 //! it, but in two cases: a pinned worker that crashed keeps its place and is started again, and one that is handed over
 //! runs on, its shim keeping all that the next hive needs.
 
@@ -19,7 +19,7 @@ use crate::wire::fleet::{WorkerInfo, WorkerState};
 use crate::wire::job::Receipt;
 use crate::wire::{Code, Failure};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +91,8 @@ pub struct Start {
 pub struct Held {
     pub tree: Tree,
     pub endpoint: Option<Endpoint>,
+    /// An earlier hive has started it.
+    pub is_adopted: bool,
 }
 
 /// A worker's task: what it needs from its first launch, or its adoption, to its last end.
@@ -136,7 +138,7 @@ impl Life {
             }
         };
         tracing::info!(worker = self.id, reason = failure.message, "worker ended");
-        self.remove_socket();
+        self.remove_files();
         self.forget(failure);
     }
 
@@ -169,12 +171,13 @@ impl Life {
             worker.info.pid = None;
         });
         self.phase.send_replace(Phase::Starting);
-        self.remove_socket();
+        self.remove_files();
         let until = Instant::now() + pause;
+        let again = Start { info: WorkerInfo { pid: None, ..info }, ..start };
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
-                    self.start = Some(Start { info: WorkerInfo { pid: None, ..info }, ..start });
+                    self.start = Some(again);
                     return Ok(());
                 }
                 Some(order) = self.orders.recv() => if let Order::Stop { reply, .. } = order {
@@ -183,6 +186,11 @@ impl Life {
                     return Err(stopped(&self.id));
                 },
                 () = shutdown.drained() => {
+                    if self.workers.is_handing_over() {
+                        // The next hive knows what runs and nothing else: it is started now, and left to load.
+                        self.start = Some(again);
+                        return Ok(());
+                    }
                     return Err(Failure::new(Code::ShuttingDown, "the hive is shutting down"));
                 }
             }
@@ -201,7 +209,7 @@ impl Life {
                 Err(failure) => return End::Crash { failure, served: None },
             };
             self.workers.update(&self.id, |worker| worker.info.pid = Some(tree.pid()));
-            let held = Held { tree, endpoint };
+            let held = Held { tree, endpoint, is_adopted: false };
             match self.run(&held).await {
                 End::Crash { failure, served: None }
                     if held.endpoint.as_ref().is_some_and(Endpoint::is_taken) =>
@@ -231,11 +239,10 @@ impl Life {
         self.workers.remove(&self.id);
     }
 
-    fn remove_socket(&self) {
-        if let Err(error) = std::fs::remove_file(&self.socket)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.socket.display(), %error, "a worker's socket could not be removed");
+    /// Its socket and its key, whichever it has.
+    fn remove_files(&self) {
+        for path in [self.socket.clone(), foreign::key_file(&self.workers.settings().run, &self.id)] {
+            remove(&path);
         }
     }
 
@@ -248,18 +255,15 @@ impl Life {
             // Its last words; a shim that does not close its output is not waited for.
             let _ = tokio::time::timeout(LAST_WORDS_MAX, copying).await;
         }
-        if let (Some(endpoint), false) = (&held.endpoint, matches!(end, End::Left)) {
-            endpoint.forget();
-        }
         end
     }
 
-    async fn watch(&mut self, Held { tree, endpoint }: &Held) -> End {
+    async fn watch(&mut self, Held { tree, endpoint, is_adopted }: &Held) -> End {
         let (workers, id, phase) = (&self.workers, self.id.as_str(), &self.phase);
         let orders = &mut self.orders;
         let shutdown = workers.hive_shutdown().clone();
         let mut loading: Option<Loading<'_>> = Some(match endpoint {
-            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone())),
+            None => Box::pin(load(workers.clone(), id.to_owned(), phase.clone(), *is_adopted)),
             Some(endpoint) => Box::pin(well(workers, id, tree, endpoint, phase)),
         });
         let mut serving_since: Option<Instant> = None;
@@ -278,11 +282,7 @@ impl Life {
                 Event::Loaded(Ok(())) => {
                     loading = None;
                     serving_since = Some(Instant::now());
-                    workers.update(id, |worker| {
-                        worker.info.state = WorkerState::Ready;
-                        worker.has_served = true;
-                        worker.used = Instant::now();
-                    });
+                    workers.serves(id);
                     phase.send_replace(Phase::Ready);
                 }
                 Event::Loaded(Err(failure)) => {
@@ -305,6 +305,10 @@ impl Life {
                     return End::Over(stopped(id));
                 }
                 Event::Idle => {
+                    // Somebody may have come at the last moment.
+                    if workers.give_up(id).is_err() {
+                        continue;
+                    }
                     tracing::info!(worker = id, "stopping an idle worker");
                     end_in_order(workers, id, tree, Duration::ZERO, None).await;
                     let why = format!("worker {id} was stopped for being idle");
@@ -316,7 +320,7 @@ impl Life {
                     return End::Crash { failure: with_log(liveness::failure(workers, id), tree), served };
                 }
                 Event::HiveStops if workers.is_handing_over() => {
-                    workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+                    workers.end(id);
                     quiet(workers, id, tree, DRAIN_MAX).await;
                     // Its end may be what made it quiet.
                     if let Ok(exit) = tokio::time::timeout(Duration::ZERO, tree.exited()).await {
@@ -331,6 +335,15 @@ impl Life {
                 }
             }
         }
+    }
+}
+
+/// Takes a file of a worker that has ended away.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "an ended worker's file could not be removed");
     }
 }
 
@@ -375,25 +388,31 @@ async fn well(
     foreign::well(endpoint, workers.settings().loading_silence, progress).await
 }
 
-/// Follows the worker's own loading stream to its end.
-async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) -> Result<(), Failure> {
-    let (pool, silence) = (workers.get(&id)?.pool, workers.settings().loading_silence);
+/// Follows the worker's own loading stream to its end. One that `is_adopted` runs already, and has no reason to be slow with its
+/// first answer.
+async fn load(
+    workers: Arc<Workers>,
+    id: String,
+    phase: watch::Sender<Phase>,
+    is_adopted: bool,
+) -> Result<(), Failure> {
+    let (pool, settings) = (workers.get(&id)?.pool, workers.settings());
+    let silence = settings.loading_silence;
+    let first = if is_adopted { settings.worker_silence.min(silence) } else { silence };
     let lost = |error: &dyn std::fmt::Display| {
         Failure::new(Code::WorkerLost, format!("worker {id} was lost while loading: {error}"))
     };
+    let silent = |silence: Duration| {
+        let seconds = silence.as_secs_f32();
+        let why = format!("worker {id} made no progress loading for {seconds} s");
+        Failure::new(Code::LoadingTimeout, why)
+    };
     let ask = client::get("/v1/loading/progress").map_err(|error| Failure::internal(&error))?;
-    let answer = pool.send(ask).await.map_err(|error| lost(&error))?;
-    let mut events = sse::Reader::new(answer.into_body());
+    let answer = tokio::time::timeout(first, pool.send(ask)).await.map_err(|_| silent(first))?;
+    let mut events = sse::Reader::new(answer.map_err(|error| lost(&error))?.into_body());
     loop {
-        let event = match tokio::time::timeout(silence, events.next()).await {
-            Ok(event) => event.map_err(|error| lost(&error))?,
-            Err(_) => {
-                return Err(Failure::new(
-                    Code::LoadingTimeout,
-                    format!("worker {id} made no progress loading for {} s", silence.as_secs()),
-                ));
-            }
-        };
+        let event = tokio::time::timeout(silence, events.next()).await.map_err(|_| silent(silence))?;
+        let event = event.map_err(|error| lost(&error))?;
         let Some(event) = event else { return Err(lost(&"it closed the stream")) };
         if event.data == "[DONE]" {
             return Ok(());
@@ -411,19 +430,17 @@ async fn load(workers: Arc<Workers>, id: String, phase: watch::Sender<Phase>) ->
 
 /// Ends when the worker has been idle for the hive's limit. The clock starts again with every request.
 async fn idle(workers: &Workers, id: &str) {
-    let ttl = workers.settings().idle_ttl;
-    let mut table = workers.watch();
+    let (mut table, mut told) = (workers.watch(), workers.idle_ttl_changes());
     loop {
-        let state = table
-            .borrow_and_update()
-            .get(id)
-            .map(|worker| (worker.info.slots_busy, worker.used, worker.info.pinned));
-        match state {
-            Some((0, used, false)) => tokio::select! {
-                () = tokio::time::sleep_until(used + ttl) => return,
+        let unused =
+            table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
+        match unused {
+            Some(since) => tokio::select! {
+                () = tokio::time::sleep_until(since + workers.idle_ttl()) => return,
                 _ = table.changed() => {}
+                _ = told.changed() => {}
             },
-            // Busy or pinned: nothing to time until something changes. Gone: the life itself ends elsewhere.
+            // Busy, pinned or on its way out: nothing to time until something changes. Gone: the life itself ends elsewhere.
             _ => {
                 if table.changed().await.is_err() {
                     return std::future::pending().await;
@@ -441,7 +458,7 @@ async fn end_in_order(
     grace: Duration,
     reply: Option<oneshot::Sender<Receipt>>,
 ) {
-    workers.update(id, |worker| worker.info.state = WorkerState::Draining);
+    workers.end(id);
     quiet(workers, id, tree, grace).await;
     workers.update(id, |worker| worker.info.state = WorkerState::Stopping);
     let memory = process::memory_bytes(tree.pid()).unwrap_or(0);

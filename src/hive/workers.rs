@@ -5,6 +5,7 @@ use crate::daemon::lines::{LINES_KEPT_MAX, Lines};
 use crate::hive::ends::Ends;
 use crate::hive::engines::Engine;
 use crate::hive::foreign::Endpoint;
+use crate::hive::service::Waiting;
 use crate::hive::supervise::{self, Held, Life, Order, Phase, Start};
 use crate::http::client::Target;
 use crate::http::pool::Pool;
@@ -29,9 +30,14 @@ use tokio_util::sync::CancellationToken;
 pub const WORKERS_MAX: usize = 256;
 /// B12: loading may take long, but must move.
 pub const LOADING_SILENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// B18: how long a worker may be idle where nobody was told.
+pub const IDLE_TTL: Duration = Duration::from_secs(5 * 60);
 /// B14: how long a worker at work may leave the question unanswered whether it lives. Its answer does not wait for what it
 /// computes, and its requests' own limit is a minute.
 pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(40);
+/// How long requests at work may take to finish when their worker is told to stop; from TERM to KILL it then has
+/// [`supervise::WORKER_GRACE`].
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What a hive was told about its workers.
 #[derive(Debug, Clone)]
@@ -41,7 +47,8 @@ pub struct Settings {
     pub run: PathBuf,
     pub logs: PathBuf,
     pub orphan_ttl: Duration,
-    pub idle_ttl: Duration,
+    /// As this hive was told; else what its queen was told.
+    pub idle_ttl: Option<Duration>,
     /// Before a pinned worker's first restart; see `restarts`.
     pub restart_pause: Duration,
     /// B12: how long a load may show no progress.
@@ -87,7 +94,9 @@ pub struct Worker {
     phase: watch::Receiver<Phase>,
     orders: mpsc::Sender<Order>,
     /// Spawns that wait for it; when the last one is cancelled, nobody wants it.
-    waiting: u32,
+    pub(super) waiting: u32,
+    /// Who has it take no new requests: its retirements, and its end.
+    pub(super) drains: u32,
 }
 
 pub type Table = BTreeMap<String, Worker>;
@@ -96,8 +105,10 @@ pub type Table = BTreeMap<String, Worker>;
 pub struct Workers {
     hive: String,
     settings: Settings,
-    table: watch::Sender<Table>,
+    pub(super) table: watch::Sender<Table>,
     pub ends: Ends,
+    /// What the queen said last; she may be away.
+    idle_ttl_told: watch::Sender<Option<Duration>>,
     /// Set before the shutdown: workers are left to the next hive then, not stopped.
     handing_over: AtomicBool,
     shutdown: Shutdown,
@@ -117,6 +128,7 @@ impl Workers {
             settings,
             table: watch::Sender::new(Table::new()),
             ends: Ends::default(),
+            idle_ttl_told: watch::Sender::new(None),
             handing_over: AtomicBool::new(false),
             shutdown,
         })
@@ -138,6 +150,20 @@ impl Workers {
             (&info.worker_id, state.name(), info.pid, info.pinned, info.memory_bytes).hash(&mut hasher);
         }
         hasher.finish()
+    }
+
+    /// How long a worker may be idle.
+    pub fn idle_ttl(&self) -> Duration {
+        self.settings.idle_ttl.or(*self.idle_ttl_told.borrow()).unwrap_or(IDLE_TTL)
+    }
+
+    pub fn tell_idle_ttl(&self, told: Option<Duration>) {
+        self.idle_ttl_told.send_replace(told);
+    }
+
+    /// Wakes who watches idle workers.
+    pub(super) fn idle_ttl_changes(&self) -> watch::Receiver<Option<Duration>> {
+        self.idle_ttl_told.subscribe()
     }
 
     pub fn settings(&self) -> &Settings {
@@ -166,7 +192,13 @@ impl Workers {
     }
 
     /// Starts a worker as planned, or joins the one that a simultaneous request started. The caller waits with `ready`.
-    pub fn spawn(self: &Arc<Self>, want: &WorkerSpawn, plan: Planned) -> Result<String, Failure> {
+    /// Whether one `may` be started is asked under the table's lock: whoever forbids it and then looks at the table sees all.
+    pub fn spawn(
+        self: &Arc<Self>,
+        want: &WorkerSpawn,
+        plan: Planned,
+        may: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<String, Failure> {
         let id = fresh_id();
         let (phase, phases) = watch::channel(Phase::Starting);
         let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
@@ -198,12 +230,17 @@ impl Workers {
             phase: phases,
             orders,
             waiting: 0,
+            drains: 0,
         };
         let mut outcome = Ok(id.clone());
         self.table.send_if_modified(|table| {
             // Looked for again under the lock: two requests at once share one worker.
             if let Some(existing) = table.values().find(|worker| is_match(worker, want)) {
                 outcome = Ok(existing.info.worker_id.clone());
+                return false;
+            }
+            if let Err(failure) = may() {
+                outcome = Err(failure);
                 return false;
             }
             if table.len() >= WORKERS_MAX {
@@ -272,37 +309,21 @@ impl Workers {
         }
     }
 
-    fn is_wanted_by_others(&self, id: &str) -> bool {
-        self.table.borrow().get(id).is_some_and(|worker| worker.waiting > 1)
-    }
-
-    /// Takes an idle worker out of service, so that its memory can go to another; refused while anybody has use for it.
-    pub fn give_up(&self, id: &str) -> Result<(), Failure> {
-        let mut outcome = self.get(id).map(drop);
-        self.table.send_if_modified(|table| {
-            let Some(worker) = table.get_mut(id) else { return false };
-            let Worker { info, waiting, .. } = worker;
-            if info.pinned || info.slots_busy > 0 || *waiting > 0 || !info.state.serves() {
-                let what = if info.pinned { "pinned" } else { info.state.name() };
-                outcome = Err(Failure::new(
-                    Code::Conflict,
-                    format!("worker {id} is {what}, and not to be given up"),
-                ));
-                return false;
-            }
-            info.state = WorkerState::Draining;
-            true
-        });
-        outcome
-    }
-
-    /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back.
+    /// Ends a worker: no new requests, those at work get `grace`, then it is stopped. Tells what that gave back: nothing if it
+    /// ended meanwhile, by another stop for one.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<Receipt, Failure> {
         let worker = self.get(id)?;
         let (reply, receipt) = oneshot::channel();
-        let gone = || Failure::new(Code::WorkerNotFound, format!("worker {id} has ended"));
-        worker.orders.send(Order::Stop { grace, reply }).await.map_err(|_| gone())?;
-        receipt.await.map_err(|_| gone())
+        if worker.orders.send(Order::Stop { grace, reply }).await.is_ok()
+            && let Ok(receipt) = receipt.await
+        {
+            return Ok(receipt);
+        }
+        if self.is_handing_over() {
+            let why = format!("the hive ends and leaves worker {id} to the next one; ask that to stop it");
+            return Err(Failure::new(Code::ShuttingDown, why));
+        }
+        Ok(Receipt::default())
     }
 
     /// Pins a worker that may have been started unpinned; its shim will tell the next hive.
@@ -334,6 +355,20 @@ impl Workers {
                     tracing::warn!(id = tree.id(), %error, "a worker's note does not read; it is stopped");
                     tree.stop(Duration::ZERO).await;
                 }
+            }
+        }
+        self.remove_leftovers();
+    }
+
+    /// Sockets and keys of workers that ended while no hive was there.
+    fn remove_leftovers(&self) {
+        let table = self.table.borrow();
+        for entry in std::fs::read_dir(&self.settings.run).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_workers = path.extension().is_some_and(|kind| kind == "sock" || kind == "key");
+            let id = path.file_stem().and_then(std::ffi::OsStr::to_str).filter(|_| is_workers);
+            if id.is_some_and(|id| is_id(id) && !table.contains_key(id)) {
+                supervise::remove(&path);
             }
         }
     }
@@ -377,12 +412,13 @@ impl Workers {
             phase: phases,
             orders,
             waiting: 0,
+            drains: 0,
         };
         self.table.send_modify(|table| {
             table.insert(id.clone(), worker);
         });
         let life = Life { workers: self.clone(), id, socket: note.socket, start, phase, orders: asked };
-        self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign })));
+        self.shutdown.spawn(life.live(Some(Held { tree, endpoint: note.foreign, is_adopted: true })));
     }
 
     /// Changes a worker's facts and publishes them.
@@ -403,15 +439,6 @@ impl Workers {
     pub(super) fn hive_shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
-
-    /// Counts a request at a worker for as long as the value lives.
-    pub fn busy(self: &Arc<Self>, id: &str) -> Busy {
-        self.update(id, |worker| {
-            worker.info.slots_busy += 1;
-            touch(worker);
-        });
-        Busy { workers: self.clone(), id: id.to_owned() }
-    }
 }
 
 /// What preflight decided, and for which file.
@@ -426,10 +453,19 @@ pub struct Planned {
     pub memory_bytes: u64,
 }
 
-/// Short enough to type; the random end of a UUID.
+/// Digits of a worker's id after the `w`: short enough to type.
+const ID_DIGITS: usize = 10;
+
+/// The random end of a UUID.
 fn fresh_id() -> String {
     let uuid = crate::wire::id::fresh().simple().to_string();
-    format!("w{}", &uuid[uuid.len() - 10..])
+    format!("w{}", &uuid[uuid.len() - ID_DIGITS..])
+}
+
+/// Whether this hive or one before it may have made it.
+fn is_id(word: &str) -> bool {
+    let digits = word.strip_prefix('w').filter(|digits| digits.len() == ID_DIGITS);
+    digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
@@ -446,45 +482,122 @@ fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
         && want.ctx.is_none_or(|ctx| ctx == info.ctx)
 }
 
-fn touch(worker: &mut Worker) {
-    worker.used = Instant::now();
-    worker.info.last_used = now_ms();
-    if worker.info.state.serves() {
-        worker.info.state = if worker.info.slots_busy > 0 { WorkerState::Busy } else { WorkerState::Ready };
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub const ID: &str = "w1";
+
+    fn settings() -> Settings {
+        let long = Duration::from_secs(60);
+        Settings {
+            shims: PathBuf::new(),
+            run: PathBuf::new(),
+            logs: PathBuf::new(),
+            orphan_ttl: long,
+            idle_ttl: None,
+            restart_pause: long,
+            loading_silence: long,
+            worker_silence: long,
+            rung_max: None,
+            env: Vec::new(),
+        }
     }
-}
 
-/// A request at work; see [`Workers::busy`].
-#[derive(Debug)]
-pub struct Busy {
-    workers: Arc<Workers>,
-    id: String,
-}
+    /// A hive with one worker that serves; its orders come out here.
+    pub fn one() -> (Arc<Workers>, mpsc::Receiver<Order>) {
+        let workers = Workers::new("here", settings(), Shutdown::new());
+        let (orders, asked) = mpsc::channel(supervise::ORDERS_MAX);
+        let info = WorkerInfo {
+            worker_id: ID.into(),
+            hive: "here".into(),
+            state: WorkerState::Ready,
+            model: "m".into(),
+            worker: "built-in".into(),
+            device: "cpu".into(),
+            slots_total: 2,
+            slots_busy: 0,
+            ctx: 512,
+            memory_bytes: 0,
+            pid: None,
+            started_at: 0,
+            last_used: 0,
+            pinned: false,
+            url: String::new(),
+        };
+        let worker = Worker {
+            info,
+            kind: "cpu".into(),
+            pool: Pool::new(Target::unix("/none")),
+            used: Instant::now(),
+            has_served: true,
+            log: Arc::default(),
+            phase: watch::channel(Phase::Ready).1,
+            orders,
+            waiting: 0,
+            drains: 0,
+        };
+        workers.table.send_modify(|table| drop(table.insert(ID.into(), worker)));
+        (workers, asked)
+    }
 
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.workers.update(&self.id, |worker| {
-            worker.info.slots_busy = worker.info.slots_busy.saturating_sub(1);
-            touch(worker);
+    #[tokio::test]
+    async fn of_two_stops_both_have_what_they_wanted_and_the_first_has_the_receipt() {
+        let (workers, mut orders) = one();
+        let [first, second] = [(), ()].map(|()| {
+            let workers = workers.clone();
+            tokio::spawn(async move { workers.stop(ID, Duration::ZERO).await })
         });
+        let Some(Order::Stop { reply, .. }) = orders.recv().await else { panic!("no order") };
+        while orders.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        reply.send(Receipt { ms: 7, ..Receipt::default() }).unwrap();
+        workers.remove(ID);
+        drop(orders);
+        let mut told = [first.await.unwrap().unwrap().ms, second.await.unwrap().unwrap().ms];
+        told.sort_unstable();
+        assert_eq!(told, [0, 7]);
+        let unknown = workers.stop(ID, Duration::ZERO).await.unwrap_err();
+        assert_eq!(unknown.code, Code::WorkerNotFound);
     }
-}
 
-/// One spawn that waits for a worker.
-struct Waiting<'w> {
-    workers: &'w Workers,
-    id: String,
-}
-
-impl<'w> Waiting<'w> {
-    fn new(workers: &'w Workers, id: &str) -> Self {
-        workers.update(id, |worker| worker.waiting += 1);
-        Waiting { workers, id: id.to_owned() }
+    #[tokio::test]
+    async fn a_stop_does_not_claim_a_worker_that_is_left_to_the_next_hive() {
+        let (workers, orders) = one();
+        workers.hand_over();
+        drop(orders);
+        assert_eq!(workers.stop(ID, Duration::ZERO).await.unwrap_err().code, Code::ShuttingDown);
     }
-}
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
+    #[test]
+    fn a_spawn_is_allowed_or_not_when_the_worker_is_put_into_the_table() {
+        let (workers, _orders) = one();
+        let want = WorkerSpawn::of("other");
+        let plan = Planned {
+            model: want.model.clone(),
+            path: PathBuf::new(),
+            engine: Engine::built_in(),
+            device: "cpu".into(),
+            slots: 1,
+            ctx: 512,
+            memory_bytes: 0,
+        };
+        let refused = workers.spawn(&want, plan, || Err(Failure::new(Code::ShuttingDown, "it drains")));
+        assert_eq!(refused.unwrap_err().code, Code::ShuttingDown);
+        assert_eq!(workers.table.borrow().len(), 1);
+    }
+
+    #[test]
+    fn how_long_a_worker_may_be_idle_is_the_hives_own_word_then_the_queens() {
+        let soon = Some(Duration::from_secs(1));
+        let (workers, _orders) = one();
+        assert_eq!(workers.idle_ttl(), IDLE_TTL);
+        workers.tell_idle_ttl(soon);
+        assert_eq!(Some(workers.idle_ttl()), soon);
+        let own = Some(Duration::from_secs(7));
+        let workers = Workers::new("here", Settings { idle_ttl: own, ..settings() }, Shutdown::new());
+        workers.tell_idle_ttl(soon);
+        assert_eq!(Some(workers.idle_ttl()), own);
     }
 }

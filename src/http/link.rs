@@ -28,7 +28,8 @@ pub const STREAMS_MAX: u32 = 4_096;
 pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 pub const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 pub const FRAME_BYTES_MAX: u32 = 64 << 10;
-pub const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
+/// The longest head that a queen lets in, and what HTTP/2 counts besides.
+pub const HEADER_LIST_BYTES_MAX: u32 = 80 << 10;
 pub const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
 pub const PENDING_RESETS_MAX: usize = STREAMS_MAX as usize;
 pub const LOCAL_RESETS_MAX: usize = 1 << 20;
@@ -42,6 +43,8 @@ pub const UPGRADE_MAX: Duration = Duration::from_secs(10);
 pub const UPGRADE_TO: &str = "rbee-link";
 pub const HIVE_HEADER: &str = "rbee-hive";
 pub const NODE_HEADER: &str = "rbee-node";
+/// On the queen's answer: how long workers may be idle, in milliseconds, if she was told.
+pub const IDLE_TTL_HEADER: &str = "rbee-idle-ttl";
 pub use crate::wire::version::{PROTOCOL_HEADER, VERSION_HEADER};
 
 #[derive(Debug, thiserror::Error)]
@@ -115,8 +118,15 @@ impl Hello {
     }
 }
 
+/// A link that has been turned round, and what the queen said with it.
+#[derive(Debug)]
+pub struct Welcome {
+    pub io: hyper::upgrade::Upgraded,
+    pub idle_ttl: Option<Duration>,
+}
+
 /// Dials a queen and gives the connection once it has been turned round.
-pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<hyper::upgrade::Upgraded, LinkError> {
+pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<Welcome, LinkError> {
     let mut request = client::get("/v1/link")?;
     let headers = request.headers_mut();
     headers.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
@@ -140,17 +150,23 @@ pub async fn dial(queen: &client::Target, hello: &Hello) -> Result<hyper::upgrad
             };
             return Err(LinkError::Refused(failure));
         }
-        hyper::upgrade::on(answer).await.map_err(LinkError::Upgrade)
+        let idle_ttl =
+            answer.headers().get(IDLE_TTL_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let io = hyper::upgrade::on(answer).await.map_err(LinkError::Upgrade)?;
+        Ok(Welcome { io, idle_ttl: idle_ttl.map(Duration::from_millis) })
     };
     tokio::time::timeout(UPGRADE_MAX, turned).await.map_err(|_| LinkError::Timeout)?
 }
 
 /// The queen's answer to a dialling hive.
-pub fn accepted() -> crate::http::Response {
+pub fn accepted(idle_ttl: Option<Duration>) -> crate::http::Response {
     let mut response = crate::http::Response::new(reply::empty());
     *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(UPGRADE, http::HeaderValue::from_static(UPGRADE_TO));
+    if let Some(idle_ttl) = idle_ttl {
+        response.headers_mut().insert(IDLE_TTL_HEADER, (idle_ttl.as_millis() as u64).into());
+    }
     response
 }
 

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -44,22 +46,39 @@ where
     W: Watcher,
     H: Send + 'static,
 {
+    relay_within(STALL_MAX, answer, watcher, held)
+}
+
+fn relay_within<B, W, H>(stall_max: Duration, answer: http::Response<B>, mut watcher: W, held: H) -> Response
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError> + Send,
+    W: Watcher,
+    H: Send + 'static,
+{
     let (mut head, mut body) = answer.into_parts();
-    let mut watcher = watcher;
     for name in HOP_BY_HOP {
         head.headers.remove(*name);
     }
     head.version = http::Version::default();
     head.extensions.clear();
     let (sender, frames) = mpsc::channel(FRAMES_PENDING_MAX);
+    let is_whole = Arc::new(AtomicBool::new(false));
+    let relayed = Relayed { frames, is_whole: is_whole.clone() };
     // A short answer is there as a whole, and goes on with its head in one write.
-    if !pass_what_is_there(&mut body, &sender, &mut watcher) {
+    if pass_what_is_there(&mut body, &sender, &mut watcher) {
+        is_whole.store(true, Ordering::Release);
+    } else {
         tokio::spawn(async move {
-            pass(body, sender, watcher).await;
+            // Said before the sender goes: an end without it is none.
+            if pass(body, &sender, watcher, stall_max).await {
+                is_whole.store(true, Ordering::Release);
+            }
+            drop(sender);
             drop(held);
         });
     }
-    Response::from_parts(head, Relayed { frames }.boxed_unsync())
+    Response::from_parts(head, relayed.boxed_unsync())
 }
 
 /// Takes over what needs no waiting. Tells whether that was all.
@@ -99,18 +118,24 @@ fn last_word(error: BoxError, watcher: &mut impl Watcher) -> Item {
     }
 }
 
-async fn pass<B>(mut body: B, client: mpsc::Sender<Item>, mut watcher: impl Watcher)
+/// Tells whether the client was given all, the source's end included.
+async fn pass<B>(
+    mut body: B,
+    client: &mpsc::Sender<Item>,
+    mut watcher: impl Watcher,
+    stall_max: Duration,
+) -> bool
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin,
     B::Error: Into<BoxError> + Send,
 {
     loop {
         let frame = tokio::select! {
-            () = client.closed() => return,
+            () = client.closed() => return false,
             frame = body.frame() => frame,
         };
         let item = match frame {
-            None => return,
+            None => return true,
             Some(Ok(frame)) => {
                 if let Some(bytes) = frame.data_ref() {
                     watcher.piece(bytes);
@@ -118,32 +143,43 @@ where
                 Ok(frame)
             }
             Some(Err(error)) => {
-                // Whether the client is still there no longer matters.
-                let _ = client.send_timeout(last_word(error.into(), &mut watcher), STALL_MAX).await;
-                return;
+                return client.send_timeout(last_word(error.into(), &mut watcher), stall_max).await.is_ok();
             }
         };
-        if client.send_timeout(item, STALL_MAX).await.is_err() || body.is_end_stream() {
-            return;
+        if client.send_timeout(item, stall_max).await.is_err() {
+            return false;
+        }
+        if body.is_end_stream() {
+            return true;
         }
     }
 }
 
 struct Relayed {
     frames: mpsc::Receiver<Item>,
+    /// All has been put into `frames`. Without it their end is where this relay gave up.
+    is_whole: Arc<AtomicBool>,
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was not read for {} s, and was given up", STALL_MAX.as_secs())]
+struct GivenUp;
 
 impl http_body::Body for Relayed {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        self.frames.poll_recv(cx)
+        self.frames.poll_recv(cx).map(|item| match item {
+            // A clean end would have the client take a part for the whole.
+            None if !self.is_whole.load(Ordering::Acquire) => Some(Err(GivenUp.into())),
+            item => item,
+        })
     }
 
     /// Known early, the end goes with the last piece.
     fn is_end_stream(&self) -> bool {
-        self.frames.is_closed() && self.frames.is_empty()
+        self.frames.is_closed() && self.frames.is_empty() && self.is_whole.load(Ordering::Acquire)
     }
 }
 
@@ -151,8 +187,11 @@ impl http_body::Body for Relayed {
 mod tests {
     use super::*;
     use http_body::Body as _;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A source that ends in order when its sender goes.
+    fn whole(frames: mpsc::Receiver<Item>) -> Relayed {
+        Relayed { frames, is_whole: Arc::new(AtomicBool::new(true)) }
+    }
 
     struct Held(Arc<AtomicBool>);
     impl Drop for Held {
@@ -165,7 +204,7 @@ mod tests {
     async fn a_client_that_leaves_frees_what_was_held_though_the_source_is_silent() {
         let (source, frames) = mpsc::channel::<Item>(1);
         let freed = Arc::new(AtomicBool::new(false));
-        let response = relay(http::Response::new(Relayed { frames }), Unwatched, Held(freed.clone()));
+        let response = relay(http::Response::new(whole(frames)), Unwatched, Held(freed.clone()));
         drop(response);
         source.closed().await;
         while !freed.load(Ordering::SeqCst) {
@@ -179,7 +218,7 @@ mod tests {
         source.try_send(Ok(Frame::data(Bytes::from_static(b"whole")))).unwrap();
         drop(source);
         let freed = Arc::new(AtomicBool::new(false));
-        let body = relay(http::Response::new(Relayed { frames }), Unwatched, Held(freed.clone())).into_body();
+        let body = relay(http::Response::new(whole(frames)), Unwatched, Held(freed.clone())).into_body();
         assert!(freed.load(Ordering::SeqCst) && !body.is_end_stream());
         assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
     }
@@ -197,10 +236,30 @@ mod tests {
             let (sender, frames) = mpsc::channel::<Item>(2);
             sender.try_send(Ok(Frame::data(Bytes::from_static(b"a")))).unwrap();
             sender.try_send(Err("gone".into())).unwrap();
-            http::Response::new(Relayed { frames })
+            http::Response::new(whole(frames))
         };
         assert!(relay(source(), Unwatched, ()).into_body().collect().await.is_err());
         let told = relay(source(), Speaks, ()).into_body().collect().await.unwrap().to_bytes();
         assert_eq!(told, "asorry");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_given_up_because_nobody_reads_it_does_not_end_as_if_it_were_whole() {
+        const SOON: Duration = Duration::from_millis(5);
+        let (source, frames) = mpsc::channel::<Item>(1);
+        let response = relay_within(SOON, http::Response::new(whole(frames)), Unwatched, ());
+        let mut sent = 0;
+        while source.send(Ok(Frame::data(Bytes::from_static(b"a")))).await.is_ok() {
+            sent += 1;
+        }
+        assert!(sent >= FRAMES_PENDING_MAX, "{sent}");
+        let mut body = response.into_body();
+        for _ in 0..FRAMES_PENDING_MAX {
+            assert!(!body.is_end_stream());
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        }
+        assert!(!body.is_end_stream());
+        let error = body.frame().await.expect("no clean end").unwrap_err();
+        assert!(error.to_string().contains("given up"), "{error}");
     }
 }

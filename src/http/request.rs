@@ -141,6 +141,8 @@ pub fn percent_decode(text: &str) -> String {
         let escaped = (raw[at] == b'%')
             .then(|| raw.get(at + 1..at + 3))
             .flatten()
+            // A number may have a sign, an escape may not.
+            .filter(|pair| pair.iter().all(u8::is_ascii_hexdigit))
             .and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
         match escaped {
             Some(value) => {
@@ -178,5 +180,6 @@ mod tests {
         assert_eq!(percent_decode(&percent_encode(text)), text);
         assert_eq!(percent_decode("100%"), "100%");
         assert_eq!(percent_decode("%zz+"), "%zz ");
+        assert_eq!(percent_decode("%+f%2B"), "% f+");
     }
 }

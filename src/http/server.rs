@@ -22,9 +22,13 @@ use tokio::sync::Semaphore;
 pub const CONNECTIONS_MAX: usize = 8_192;
 /// How long a client may take to send a request's head.
 pub const HEAD_READ_MAX: Duration = Duration::from_secs(10);
-/// The longest request head.
+/// The longest request head, and how many headers one may have.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 pub const HEADERS_MAX: usize = 100;
+/// What is read of a head at all: somewhat more, so that a client who sends too much is told so in the one shape. Beyond this
+/// it gets a bare 431.
+const HEAD_BYTES_READ_MAX: usize = 2 * HEAD_BYTES_MAX;
+const HEADERS_READ_MAX: usize = 256;
 /// The longest request id taken over from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The pause after an accept that failed for want of file descriptors.
@@ -106,8 +110,8 @@ async fn connection<S: Service>(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_READ_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_READ_MAX)
+        .max_headers(HEADERS_READ_MAX)
         .serve_connection(TokioIo::new(stream), answering)
         .with_upgrades();
     let mut connection = pin!(connection);
@@ -139,7 +143,9 @@ pub async fn answer<S: Service>(
     let id = request_id(inner.headers().get("x-request-id"));
     let mut request = Request { inner, id: id.clone(), peer, holder: Holder::Nobody };
     let span = tracing::debug_span!("request", id, method = %request.method(), path = request.path());
-    let outcome = match guard.check(&request) {
+    let too_large = head_too_large(&request);
+    let is_too_large = too_large.is_some();
+    let outcome = match too_large.map_or_else(|| guard.check(&request), Err) {
         Ok(holder) => {
             request.holder = holder;
             tracing::Instrument::instrument(service.call(request), span).await
@@ -150,6 +156,9 @@ pub async fn answer<S: Service>(
         tracing::debug!(code = ?failure.code, message = failure.message, id, "request refused");
         reply::failure(&failure, &id)
     });
+    if is_too_large {
+        *response.status_mut() = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
@@ -157,6 +166,22 @@ pub async fn answer<S: Service>(
     response.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL));
     response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
     response
+}
+
+/// Why a head is too large, if it is. What comes over a link or a socket of ours was let in by a queen or a hive, who add some.
+fn head_too_large(request: &Request) -> Option<Failure> {
+    if !matches!(request.peer, Peer::Tcp { .. }) {
+        return None;
+    }
+    let headers = request.headers();
+    let target = request.inner.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() + target;
+    let count = headers.len();
+    (count > HEADERS_MAX || bytes > HEAD_BYTES_MAX).then(|| {
+        Failure::invalid(format!(
+            "the request has {count} headers, {bytes} bytes with its path; at most {HEADERS_MAX} and {HEAD_BYTES_MAX} are taken"
+        ))
+    })
 }
 
 /// The client's own id where it is harmless, else a fresh one.

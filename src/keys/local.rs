@@ -85,9 +85,10 @@ fn read(path: &Path) -> Option<Record> {
     serde_json::from_str(&text).ok()
 }
 
-fn leads_to(host: &str, port: u16, address: SocketAddr) -> bool {
+/// Whether whoever asks for `host` and `port` on this machine reaches a daemon that listens at `address`.
+pub fn leads_to(host: &str, port: u16, address: SocketAddr) -> bool {
     let listens = address.ip().to_canonical();
-    let asked = match host.parse::<IpAddr>() {
+    let asked = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(ip) => ip.to_canonical(),
         Err(_) if host.eq_ignore_ascii_case("localhost") => {
             return is_here(listens) && port == address.port();
@@ -95,7 +96,7 @@ fn leads_to(host: &str, port: u16, address: SocketAddr) -> bool {
         // A name may lead anywhere.
         Err(_) => return false,
     };
-    let same = asked == listens || asked.is_loopback() && listens.is_unspecified();
+    let same = asked == listens || is_here(asked) && listens.is_unspecified();
     same && port == address.port()
 }
 
@@ -122,5 +123,26 @@ mod tests {
         }
         drop(key);
         assert_eq!(find("http://127.0.0.1:7833"), None);
+    }
+
+    #[test]
+    fn what_leads_to_an_address_is_told_by_host_and_port_and_not_by_the_text() {
+        let leads = |host: &str, address: &str| leads_to(host, 7833, address.parse().unwrap());
+        for (host, address) in [
+            ("127.0.0.1", "127.0.0.1:7833"),
+            ("localhost", "127.0.0.1:7833"),
+            ("LocalHost", "[::1]:7833"),
+            ("[::1]", "[::1]:7833"),
+            ("127.0.0.1", "0.0.0.0:7833"),
+            ("0.0.0.0", "0.0.0.0:7833"),
+            ("localhost", "[::]:7833"),
+        ] {
+            assert!(leads(host, address), "{host} {address}");
+        }
+        for (host, address) in
+            [("127.0.0.1", "127.0.0.1:7834"), ("queen", "0.0.0.0:7833"), ("10.0.0.1", "127.0.0.1:7833")]
+        {
+            assert!(!leads(host, address), "{host} {address}");
+        }
     }
 }

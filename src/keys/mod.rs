@@ -15,7 +15,7 @@ mod ring;
 mod secret;
 
 pub use book::{Book, FILE_BYTES_MAX, KEYS_MAX, Key, Kind, NAME_BYTES_MAX, TOKEN_TTL_MAX, Token, is_name};
-pub use local::LocalKey;
+pub use local::{LocalKey, leads_to};
 pub use node::node_id;
 pub use passes::{JoinError, Passes, read_token};
 pub use queens::QueenKeys;

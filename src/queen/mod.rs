@@ -46,6 +46,8 @@ pub struct Options {
     pub listen: Vec<String>,
     /// Who may ask, and who may join.
     pub keys: Arc<Ring>,
+    /// How long workers may be idle at hives that were not told themselves.
+    pub idle_ttl: Option<Duration>,
     /// A hive of the same process tells the lines of both.
     pub shares_its_log: bool,
 }

@@ -226,7 +226,7 @@ impl Queen {
                 () = queen.shutdown.stopped() => {}
             }
         });
-        Ok(link::accepted())
+        Ok(link::accepted(self.options.idle_ttl))
     }
 
     async fn create_job(self: &Arc<Self>, request: Request) -> Result<Response, Failure> {

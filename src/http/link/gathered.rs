@@ -86,8 +86,11 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::{Arc, Mutex};
 
+    /// Write by write.
+    type Written = Arc<Mutex<Vec<Vec<u8>>>>;
+
     /// Remembers each write; takes a few bytes at a time if it is told to.
-    struct Writes(Arc<Mutex<Vec<Vec<u8>>>>, usize);
+    struct Writes(Written, usize);
 
     impl Write for Writes {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -103,8 +106,8 @@ mod tests {
         }
     }
 
-    fn gathered(at_once: usize) -> (Gathered<Writes>, Arc<Mutex<Vec<Vec<u8>>>>) {
-        let writes = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+    fn gathered(at_once: usize) -> (Gathered<Writes>, Written) {
+        let writes = Written::default();
         (Gathered::new(Writes(writes.clone(), at_once)), writes)
     }
 
