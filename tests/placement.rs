@@ -214,3 +214,56 @@ fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
         assert!(failure.message.contains("not tried again"), "{}", failure.message);
     });
 }
+
+#[test]
+fn requests_that_wait_for_a_worker_to_come_up_are_in_the_queue_in_order_and_up_to_its_limit() {
+    alone(|| {
+        const QUEUE: u64 = 6;
+        let place = Place::new();
+        let gate = place.path("gate");
+        let first = format!("until [ -e {} ]; do sleep 0.05; done", gate.display());
+        let (_shop, daemon, model) = scripted::served(&place, &first, &["--queue", &QUEUE.to_string()]);
+        let infer = json!({
+            "operation": "infer", "model": model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        });
+        let wait_in_turn = |count: u64| -> Vec<String> {
+            let enter = |number| {
+                let id = daemon.begin(&infer);
+                daemon.has_queued(number);
+                id
+            };
+            (1..=count).map(enter).collect()
+        };
+        // The first is the cause of the spawn, and beside the limit.
+        let waiting = wait_in_turn(QUEUE + 1);
+        let refused = daemon.job(&infer);
+        let failure = refused.find("error").unwrap_or_else(|| panic!("{refused:?}"));
+        assert_eq!(failure["code"], "ALL_SLOTS_BUSY", "{failure}");
+        std::fs::write(&gate, "").unwrap();
+        for id in &waiting {
+            daemon.follow(id).done();
+        }
+        let last = daemon.follow(&waiting[QUEUE as usize]);
+        let place = format!("{}. in the queue", QUEUE + 1);
+        let is_told = |data: &Value| data["message"].as_str().is_some_and(|told| told.contains(&place));
+        assert!(last.events.iter().any(|(_, data)| is_told(data)), "{last:?}");
+
+        // A worker with one slot, so that they go one after the other.
+        let worker = daemon.workers()[0]["worker_id"].clone();
+        daemon.job(&json!({"operation": "worker_stop", "worker_id": worker})).done();
+        daemon.has_no_worker();
+        std::fs::remove_file(&gate).unwrap();
+        let spawn = json!({"operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": 1});
+        let spawning = daemon.begin(&spawn);
+        daemon.the_worker("it is on its way", |_| true);
+        let waiting = wait_in_turn(QUEUE);
+        std::fs::write(&gate, "").unwrap();
+        daemon.follow(&spawning).done();
+        let ended_at = |id: &String| {
+            daemon.follow(id).done();
+            daemon.get(&format!("/v1/jobs/{id}")).json()["ended_at"].as_u64().unwrap()
+        };
+        let ends: Vec<u64> = waiting.iter().map(ended_at).collect();
+        assert!(ends.is_sorted(), "{ends:?}");
+    });
+}

@@ -1,7 +1,7 @@
 //! Having a hive start a worker: idle ones that stand in the way are given up first, and all who want the same wait for
 //! one spawn, which goes on when the first of them leaves.
 
-use super::{Dispatcher, Tell};
+use super::{Dispatcher, State, Tell};
 use crate::queen::fleet::Fleet;
 use crate::queen::hive_job::HiveJob;
 use crate::queen::placement::{self, Promise, Want};
@@ -19,34 +19,62 @@ pub const SPAWN_EVENTS_MAX: usize = 256;
 /// What is started, and where: the same again is the same spawn.
 pub type Key = (String, Option<String>, String);
 
+pub fn key(want: &Want, plan: &placement::Spawn) -> Key {
+    (plan.hive.clone(), plan.device.clone(), want.model.clone())
+}
+
 /// A spawn under way.
 #[derive(Debug)]
 pub struct Spawning {
+    want: Want,
+    hive: String,
+    device: Option<String>,
     bytes: u64,
     events: broadcast::Sender<JobEvent>,
     end: watch::Sender<Option<Result<(), Failure>>>,
 }
 
-impl Dispatcher {
-    /// Has a hive spawn a worker, or joins the spawn that is under way for the same.
-    pub(super) async fn spawn(
-        self: &Arc<Self>,
-        want: &Want,
-        plan: &placement::Spawn,
-        tell: Tell<'_>,
-    ) -> Result<(), Failure> {
-        let spawning = self.start_spawn(want, plan);
-        let mut events = spawning.events.subscribe();
-        let mut end = spawning.end.subscribe();
+impl Spawning {
+    /// Whether its worker is one that a request could be sent to, and that would not be refused there.
+    pub fn will_do(&self, want: &Want, refused: &[(String, Option<String>)]) -> bool {
+        let is_refused = refused.iter().any(|(hive, device)| *hive == self.hive && *device == self.device);
+        !is_refused
+            && want.model == self.want.model
+            && want.worker_id.is_none()
+            && want.hive.as_ref().is_none_or(|name| *name == self.hive)
+            && (want.device.is_none() || want.device == self.want.device)
+    }
+}
+
+/// Somebody's view of a spawn, which goes on without it.
+pub struct Watching {
+    spawning: Arc<Spawning>,
+    events: broadcast::Receiver<JobEvent>,
+    end: watch::Receiver<Option<Result<(), Failure>>>,
+}
+
+impl Watching {
+    pub fn of(spawning: Arc<Spawning>) -> Self {
+        let (events, end) = (spawning.events.subscribe(), spawning.end.subscribe());
+        Watching { spawning, events, end }
+    }
+
+    /// The hive and its device.
+    pub fn place(&self) -> (String, Option<String>) {
+        (self.spawning.hive.clone(), self.spawning.device.clone())
+    }
+
+    /// Tells what happens until it has ended. It may be left and asked again.
+    pub async fn end(&mut self, tell: Tell<'_>) -> Result<(), Failure> {
         loop {
             tokio::select! {
                 biased; // What happened before the end is told before it.
-                event = events.recv() => match event {
+                event = self.events.recv() => match event {
                     Ok(event) => tell(event),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return Err(given_up()),
                 },
-                outcome = end.wait_for(Option::is_some) => {
+                outcome = self.end.wait_for(Option::is_some) => {
                     let outcome = outcome.map_err(|_| given_up())?;
                     return outcome.clone().unwrap_or(Ok(()));
                 }
@@ -54,20 +82,39 @@ impl Dispatcher {
         }
     }
 
-    /// The same without waiting for it.
-    pub(super) fn start_spawn(self: &Arc<Self>, want: &Want, plan: &placement::Spawn) -> Arc<Spawning> {
-        let key = (plan.hive.clone(), plan.device.clone(), want.model.clone());
-        let mut state = self.state();
+    /// Tells what has happened and was not told yet.
+    pub fn tell_so_far(&mut self, tell: Tell<'_>) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => tell(event),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Has a hive spawn a worker, or gives the spawn that is under way for the same.
+    pub(super) fn start_spawn(
+        self: &Arc<Self>,
+        state: &mut State,
+        want: &Want,
+        plan: &placement::Spawn,
+    ) -> Arc<Spawning> {
+        let key = key(want, plan);
         if let Some(spawning) = state.spawns.get(&key) {
             return spawning.clone();
         }
         let spawning = Arc::new(Spawning {
+            want: want.clone(),
+            hive: plan.hive.clone(),
+            device: plan.device.clone(),
             bytes: plan.bytes,
             events: broadcast::Sender::new(SPAWN_EVENTS_MAX),
             end: watch::Sender::new(None),
         });
         state.spawns.insert(key.clone(), spawning.clone());
-        drop(state);
         // On its own: the spawn goes on for the others when the first to ask leaves.
         let (dispatcher, want, plan, ours) = (self.clone(), want.clone(), plan.clone(), spawning.clone());
         tokio::spawn(async move {

@@ -178,7 +178,7 @@ fn a_kind_of_device_is_that_of_the_workers_device_whatever_its_engine_is_called(
 #[test]
 fn a_loading_worker_is_waited_for_and_a_full_one_told() {
     let loading = [hive("a", 9, vec![worker("w", WorkerState::Loading, 0)])];
-    assert_eq!(decided(&want(), &loading), Decision::Loading);
+    assert_eq!(decided(&want(), &loading), Decision::Loading { slots_total: 0, slots_busy: 0 });
     let full = [hive("a", 9, vec![worker("w", WorkerState::Busy, 2)])];
     assert_eq!(decided(&want(), &full), Decision::Full { slots_total: 2, slots_busy: 2, grow: None });
 }
