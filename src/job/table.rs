@@ -141,7 +141,7 @@ impl Jobs {
             Entered::New(job) => job,
             Entered::Known(job) => return Ok(job),
         };
-        let work = handler(Context { job: job.clone(), log: log.clone() });
+        let work = handler(Context { job: job.clone(), log: log.clone(), shutdown: self.shutdown.clone() });
         let running = job.clone();
         self.shutdown.spawn(async move {
             // Nothing has begun, so there is nothing to clean up.

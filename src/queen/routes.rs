@@ -238,10 +238,10 @@ impl Queen {
             let operation: HiveOperation = read_operation(body)?;
             self.settled().await;
             let hive = self.hive_for_operation(hive_id)?;
-            let registry = self.registry.clone();
-            let job = self.jobs.start(operation.name(), key, |context| {
-                hive_job::relay(registry, hive, operation, context)
-            })?;
+            let queen = self.clone();
+            let job = self
+                .jobs
+                .start(operation.name(), key, |context| hive_job::relay(queen, hive, operation, context))?;
             return Ok(jobs::accepted(&job).await);
         }
         if !QueenOperation::NAMES.contains(&name.as_str()) {
@@ -286,7 +286,7 @@ impl Queen {
             QueenOperation::HiveGet { name } => self.registry.hive(&name).map(|hive| json!(hive.info)).into(),
             QueenOperation::HiveDrain { name, undo } => {
                 let drain = HiveOperation::HiveDrain { undo };
-                hive_job::relay(self.registry.clone(), name, drain, context).await
+                hive_job::relay(self, name, drain, context).await
             }
             QueenOperation::Status => Outcome::Done(json!({
                 "queen": self.info(),

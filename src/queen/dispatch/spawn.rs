@@ -10,7 +10,6 @@ use crate::wire::job::{JobEvent, JobId};
 use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use crate::wire::{Code, Failure};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
 /// Events of a spawn that wait for a watcher; a slow one misses some.
@@ -165,7 +164,7 @@ impl Dispatcher {
         let mut ready: Option<String> = None;
         let mut job = HiveJob::start(self.registry.clone(), hive, &operation, JobId::fresh()).await?;
         // No re-attaching: the requests that wait for this would rather hear of the loss and go elsewhere.
-        job.follow(Duration::ZERO, |event| match &event {
+        job.done(|event| match &event {
             JobEvent::Result(value) => {
                 ready = value.get("worker_id").and_then(|id| id.as_str()).map(str::to_owned);
             }
@@ -202,7 +201,7 @@ impl Dispatcher {
     async fn give_up(&self, hive: &str, worker_id: &str) -> Result<(), Failure> {
         let operation = HiveOperation::WorkerStop { worker_id: worker_id.to_owned(), if_idle: true };
         let mut job = HiveJob::start(self.registry.clone(), hive, &operation, JobId::fresh()).await?;
-        match job.follow(Duration::ZERO, |_| {}).await {
+        match job.done(|_| {}).await {
             // Gone by itself meanwhile.
             Err(failure) if failure.code == Code::WorkerNotFound => Ok(()),
             ended => ended,
