@@ -130,6 +130,20 @@ fn a_repeated_post_with_one_idempotency_key_starts_one_job() {
 }
 
 #[test]
+fn fields_that_are_null_are_as_if_they_were_not_there() {
+    let place = Place::new();
+    let (daemon, model) = served(&place, &["--name", "here"]);
+    let mut asked = chat(&model, 3, false);
+    for field in ["stream", "stream_options", "n", "stop", "seed", "tools", "top_p", "max_completion_tokens"]
+    {
+        asked[field] = Value::Null;
+    }
+    let answer = daemon.post(CHAT, &asked);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 3, "{answer:?}");
+}
+
+#[test]
 fn bad_operations_are_refused_by_name_before_a_job_is_made() {
     let place = Place::new();
     let daemon = Daemon::start(&place, "serve", &[]);

@@ -8,7 +8,7 @@ use crate::queen::metrics::Tally;
 use crate::queen::placement::Want;
 use crate::wire::failure::listed;
 use crate::wire::fleet::now_ms;
-use crate::wire::openai::ModelList;
+use crate::wire::openai::{ModelList, null_is_default};
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -22,7 +22,7 @@ use std::time::Instant;
 struct Head {
     #[serde(default)]
     model: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     stream: bool,
 }
 
