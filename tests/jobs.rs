@@ -1,10 +1,11 @@
 //! Jobs as clients see them: streams that replay, ends that are told, cancels that are awaited, on queen and hive alike.
 
-use crate::support::fleet::{CHAT, endless_job, served};
-use crate::support::node::{Daemon, Job, Place, chat, slow, until};
+use crate::support::fleet::{CHAT, endless_job, fleet, pid_of, served};
+use crate::support::node::{Daemon, Job, Place, alone, chat, freeze, signal_pid, slow, until};
 use rbee::http::{client, reply};
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn delete(daemon: &Daemon, path: &str) -> crate::support::node::Answer {
@@ -80,6 +81,30 @@ fn a_cancel_answers_with_a_receipt_after_the_slot_is_free_and_again_with_the_sam
     // The worker lives on and serves.
     let again = daemon.job(&json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 2}));
     assert_eq!(again.done()["worker_id"], worker.as_str());
+}
+
+#[test]
+fn a_receipt_does_not_call_clean_what_the_hive_has_not_said() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, hive) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        assert_eq!(queen.post(CHAT, &chat(&model, 1, false)).status, 200);
+        let worker = queen.the_worker("it is free again", |worker| worker["slots_busy"] == 0);
+        // Nothing of the answer comes, as while a long prompt is processed.
+        freeze(pid_of(&worker));
+        let id = queen.begin(&endless_job(&model));
+        queen.has_busy_slots(1);
+        freeze(hive.pid());
+        let cancelled = delete(&queen, &format!("/v1/jobs/{id}")).json();
+        assert_eq!(
+            (&cancelled["status"], &cancelled["receipt"]["clean"]),
+            (&json!("cancelled"), &json!(false))
+        );
+        signal_pid(hive.pid(), Signal::CONT);
+        signal_pid(pid_of(&worker), Signal::CONT);
+        queen.has_busy_slots(0);
+    });
 }
 
 #[test]

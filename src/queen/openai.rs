@@ -34,7 +34,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     let head: Head = request::parse(&body)?;
     queen.settled().await;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
-    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline };
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline, placed: &|_| {} };
     let begun = Instant::now();
     let Answer { response, slot } = queen.dispatcher.send(ask, &|_| {}).await?;
     queen.tally.first_piece.observe(begun.elapsed());

@@ -72,13 +72,14 @@ struct State {
 }
 
 /// A request on its way to a worker.
-#[derive(Debug)]
 pub struct Dispatch<'r> {
     pub want: &'r Want,
     pub path: &'r str,
     pub body: Bytes,
     pub request_id: &'r str,
     pub deadline: Option<Deadline>,
+    /// Is told each slot that the request gets.
+    pub placed: &'r (dyn Fn(&Slot) + Send + Sync),
 }
 
 /// When an answer is of no use any more. It goes down to the worker as it came.
@@ -158,6 +159,7 @@ impl Dispatcher {
         let mut redirects = 0;
         loop {
             let slot = self.place(ask.want, tell).await?;
+            (ask.placed)(&slot);
             let failure = match begin(&slot, question(ask, &slot.worker_id)?).await {
                 Ok(response) => return Ok(Answer { response, slot }),
                 Err(NotBegun::Refused(failure)) => return Err(failure),
@@ -190,7 +192,7 @@ impl Dispatcher {
 
     /// Waits until the hive has said that no more of a worker's slots are busy than this queen still uses. False when that
     /// word did not come in time; another queen's requests can be the reason.
-    pub async fn freed(&self, worker_id: &str) -> bool {
+    pub async fn freed(&self, hive: &str, worker_id: &str) -> bool {
         let is_free =
             |busy: u64| busy <= self.state().queue.in_flight.get(worker_id).copied().unwrap_or(0).into();
         let is_told = |fleet: &Fleet| {
@@ -199,7 +201,7 @@ impl Dispatcher {
         let mut fleet = self.registry.watch();
         let freed = async {
             // Its hive is asked, too: what was last told may be from before the request.
-            while !self.busy_slots(worker_id).await.is_none_or(is_free) {
+            while !self.busy_slots(hive, worker_id).await.is_ok_and(is_free) {
                 let _ = fleet.changed().await;
             }
             let _ = fleet.wait_for(is_told).await;
@@ -207,12 +209,15 @@ impl Dispatcher {
         tokio::time::timeout(SLOT_FREE_MAX, freed).await.is_ok()
     }
 
-    /// How many of a worker's slots its hive says are busy; none if it has gone.
-    async fn busy_slots(&self, worker_id: &str) -> Option<u64> {
-        let fleet = self.registry.fleet();
-        let hive = &fleet.workers().find(|worker| worker.worker_id == worker_id)?.hive;
-        let caller = fleet.hives.get(hive)?.caller.clone();
-        worker_facts::ask(caller, worker_id.to_owned()).await.ok()?["slots_busy"].as_u64()
+    /// How many of a worker's slots its hive says are busy. A hive that does not answer has said nothing.
+    async fn busy_slots(&self, hive: &str, worker_id: &str) -> Result<u64, Failure> {
+        let caller = self.registry.hive(hive)?.caller.clone();
+        let told = match worker_facts::ask(caller, worker_id.to_owned()).await {
+            Err(failure) if failure.code == Code::WorkerNotFound => return Ok(0),
+            told => told?,
+        };
+        let silent = || Failure::new(Code::Unknown, format!("{hive} does not say how busy {worker_id} is"));
+        told["slots_busy"].as_u64().ok_or_else(silent)
     }
 
     /// Waits until telemetry has taken a lost worker out, so that the next try is not sent to it again.
