@@ -171,18 +171,30 @@ fn a_model_whose_slots_stay_full_gets_another_worker_where_there_is_room() {
 fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
     alone(|| {
         let Full { place: _place, daemon, model, mut answer, .. } = Full::start(&[]);
-        let asked = |at: String| {
-            let mut request = rbee::http::client::post(CHAT, &chat(&model, 3, false)).unwrap();
+        let asked_at = |path: &str, body: &Value, at: String| {
+            let mut request = rbee::http::client::post(path, body).unwrap();
             request.headers_mut().insert("x-request-deadline", at.parse().unwrap());
             daemon.request(request)
         };
+        let asked = |at| asked_at(CHAT, &chat(&model, 3, false), at);
         let late = asked((now_ms() + 300).to_string());
         assert_eq!((late.status, late.failure().code), (408, Code::RequestTimeout), "{late:?}");
         let passed = asked("1".into());
         assert_eq!(passed.status, 408, "{passed:?}");
         assert_eq!(asked("soon".into()).status, 400);
+        let task = json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 3});
+        for path in ["/v1/jobs", "/v2/tasks"] {
+            assert_eq!(asked_at(path, &task, "1".into()).status, 408);
+            assert_eq!(asked_at(path, &task, "soon".into()).status, 400);
+            let late = asked_at(path, &task, (now_ms() + 300).to_string());
+            let told = match path {
+                "/v1/jobs" => format!("{:?}", daemon.follow(late.json()["job_id"].as_str().unwrap())),
+                _ => String::from_utf8(late.body.to_vec()).unwrap(),
+            };
+            assert!(told.contains("REQUEST_TIMEOUT"), "{told}");
+        }
         let status = daemon.job(&json!({"operation": "status"}));
-        assert_eq!(status.done()["queued"], 0, "the late one has left the queue");
+        assert_eq!(status.done()["queued"], 0, "the late ones have left the queue");
         daemon.leave_after(CHAT, &chat(&model, 3, false), || daemon.has_queued(1));
         daemon.has_queued(0);
         answer.take(3);

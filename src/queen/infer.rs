@@ -4,7 +4,7 @@
 use crate::http::sse;
 use crate::job::{Context, Outcome};
 use crate::queen::Queen;
-use crate::queen::dispatch::{Dispatch, Slot};
+use crate::queen::dispatch::{Deadline, Dispatch, Slot};
 use crate::queen::placement::Want;
 use crate::wire::fleet::InferResult;
 use crate::wire::job::{JobEvent, Receipt};
@@ -22,10 +22,10 @@ use std::time::Instant;
 /// The longest text collected for the result; tokens go on as events.
 pub const TEXT_BYTES_MAX: usize = 4 << 20;
 
-pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer) -> Outcome {
+pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer, deadline: Option<Deadline>) -> Outcome {
     let token = job.token().clone();
     let used = Mutex::new(None);
-    let answered = token.run_until_cancelled(answer(&queen, &job, operation, &used)).await;
+    let answered = token.run_until_cancelled(answer(&queen, &job, operation, deadline, &used)).await;
     let Some(answered) = answered else {
         // The answer was dropped with its stream: through the link and the hive that ends the worker's work on it. The
         // receipt says so only when the hive has.
@@ -48,6 +48,7 @@ async fn answer(
     queen: &Arc<Queen>,
     job: &Context,
     operation: Infer,
+    deadline: Option<Deadline>,
     used: &Mutex<Option<(String, String)>>,
 ) -> Result<Value, Failure> {
     let (path, body) = request(&operation)?;
@@ -72,7 +73,7 @@ async fn answer(
             *used = Some((slot.hive.clone(), slot.worker_id.clone()));
         }
     };
-    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline: None, placed: &placed };
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline, placed: &placed };
     let begun = Instant::now();
     let answer = queen.dispatcher.send(ask, &tell).await;
     job.running();

@@ -5,10 +5,11 @@ use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
+use crate::queen::dispatch::{DEADLINE_HEADER, Deadline};
 use crate::queen::placement::Want;
 use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, reported, v2, worker_facts};
 use crate::wire::failure::listed;
-use crate::wire::fleet::{Health, Info};
+use crate::wire::fleet::{Health, Info, now_ms};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
 use serde_json::{Value, json};
@@ -228,6 +229,7 @@ impl Queen {
 
     async fn create_job(self: &Arc<Self>, request: Request) -> Result<Response, Failure> {
         let key = request.header(job::KEY_HEADER).map(str::to_owned);
+        let deadline = request.header(DEADLINE_HEADER).map(str::to_owned);
         let bytes = request.json_bytes(request::CONTROL_BYTES_MAX).await?;
         let key = job::Key::read(key.as_deref(), &bytes)?;
         let body: Value = request::parse(&bytes)?;
@@ -250,7 +252,12 @@ impl Queen {
         }
         let operation: QueenOperation = read_operation(body)?;
         let queen = self.clone();
-        let job = self.jobs.start(operation.name(), key, |context| queen.run(operation, context))?;
+        let deadline = match operation {
+            QueenOperation::Infer(_) => Deadline::read(deadline.as_deref(), now_ms())?,
+            _ => None,
+        };
+        let job =
+            self.jobs.start(operation.name(), key, |context| queen.run(operation, deadline, context))?;
         Ok(jobs::accepted(&job).await)
     }
 
@@ -271,10 +278,15 @@ impl Queen {
         }
     }
 
-    async fn run(self: Arc<Self>, operation: QueenOperation, context: job::Context) -> Outcome {
+    async fn run(
+        self: Arc<Self>,
+        operation: QueenOperation,
+        deadline: Option<Deadline>,
+        context: job::Context,
+    ) -> Outcome {
         let fleet = self.registry.fleet();
         match operation {
-            QueenOperation::Infer(operation) => infer::infer(self, context, *operation).await,
+            QueenOperation::Infer(operation) => infer::infer(self, context, *operation, deadline).await,
             QueenOperation::ActiveWorkerList => {
                 Outcome::Done(json!({ "workers": fleet.workers().collect::<Vec<_>>() }))
             }
