@@ -155,6 +155,22 @@ fn a_repeated_post_with_one_idempotency_key_starts_one_job() {
 }
 
 #[test]
+fn an_idempotency_key_gives_its_job_again_also_while_its_hive_is_away() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, hive) = fleet(&place, &[]);
+        let list = json!({"operation": "model_list"});
+        let id = post_once(&queen, &list).json()["job_id"].clone();
+        queen.follow(id.as_str().unwrap()).done();
+        assert!(hive.terminate().success());
+        queen.has_hives(0);
+        assert_eq!(post_once(&queen, &list).json()["job_id"], id);
+        let other = post_once(&queen, &json!({"operation": "make_coffee"}));
+        assert_eq!((other.status, &other.failure().details["job_id"]), (409, &id));
+    });
+}
+
+#[test]
 fn fields_that_are_null_are_as_if_they_were_not_there() {
     let place = Place::new();
     let (daemon, model) = served(&place, &["--name", "here"]);

@@ -232,6 +232,10 @@ impl Queen {
         let deadline = request.header(DEADLINE_HEADER).map(str::to_owned);
         let bytes = request.json_bytes(request::CONTROL_BYTES_MAX).await?;
         let key = job::Key::read(key.as_deref(), &bytes)?;
+        // Before anything that may have changed since the first time: its hive may be away.
+        if let Some(job) = key.as_ref().map(|key| self.jobs.started_by(key)).transpose()?.flatten() {
+            return Ok(jobs::accepted(&job).await);
+        }
         let body: Value = request::parse(&bytes)?;
         let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
         let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
