@@ -192,6 +192,9 @@ fn bad_operations_are_refused_by_name_before_a_job_is_made() {
     assert!(refused.message.contains("make_coffee") && refused.message.contains("infer"), "{refused}");
     let lacking = daemon.post("/v1/jobs", &json!({"operation": "infer"})).failure();
     assert!(lacking.message.contains("model"), "{lacking}");
+    let nameless = daemon.post("/v1/jobs", &json!({"operation": "model_list", "hive_id": 42}));
+    assert_eq!(nameless.status, 400);
+    assert!(nameless.failure().message.contains("`hive_id`"), "{nameless:?}");
     let form = client::request("POST", "/v1/jobs", reply::full("operation=infer")).unwrap();
     assert_eq!(daemon.request(form).status, 415);
     let neither = daemon.job(&json!({"operation": "infer", "model": "m"}));
@@ -374,7 +377,7 @@ fn a_job_that_is_reported_fails_when_its_report_ends_without_an_end() {
         (receipt, "cancelled", ""),
         ("event: cancelled\ndata: {\"clean\":7}\n\n", "failed", "its receipt does not read"),
     ] {
-        let answer = report("hive_update", "text/event-stream", format!("{step}{newer}{end}"));
+        let answer = report("hive_update", "text/event-stream; charset=utf-8", format!("{step}{newer}{end}"));
         let told = String::from_utf8(answer.body.to_vec()).unwrap();
         assert_eq!(answer.status, 200, "{told}");
         // The answer has ended, so the job has.

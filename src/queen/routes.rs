@@ -238,7 +238,11 @@ impl Queen {
         }
         let body: Value = request::parse(&bytes)?;
         let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
+        let hive_id = match body.get("hive_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(name.clone()),
+            Some(other) => return Err(Failure::invalid(format!("`hive_id` is a hive's name, not {other}"))),
+        };
         let is_hives = HiveOperation::is_name(&name);
         if is_hives && (hive_id.is_some() || !QueenOperation::NAMES.contains(&name.as_str())) {
             let operation: HiveOperation = read_operation(body)?;
