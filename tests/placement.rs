@@ -228,6 +228,22 @@ fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
 }
 
 #[test]
+fn an_engine_that_is_named_is_started_beside_another_that_has_the_model_loaded() {
+    alone(|| {
+        let place = Place::new();
+        let (_shop, daemon, model) = scripted::served(&place, "", &[]);
+        assert_eq!(daemon.post(CHAT, &chat(&model, 1, false)).status, 200);
+        let infer = json!({
+            "operation": "infer", "model": model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        });
+        let result = daemon.job(&infer).done().clone();
+        let workers = daemon.workers();
+        let used = workers.iter().find(|worker| worker["worker_id"] == result["worker_id"]);
+        assert_eq!((workers.len(), &used.unwrap()["worker"]), (2, &json!(scripted::ID)), "{workers:?}");
+    });
+}
+
+#[test]
 fn requests_that_wait_for_a_worker_to_come_up_are_in_the_queue_in_order_and_up_to_its_limit() {
     alone(|| {
         const QUEUE: u64 = 6;

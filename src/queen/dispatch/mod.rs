@@ -240,10 +240,11 @@ impl Dispatcher {
             device = plan.device,
             "all slots stay busy: one more worker"
         );
+        let key = Key::of(&self.registry.fleet(), want, plan);
         let mut state = self.state();
         state.grown.retain(|_, at| at.elapsed() < GROW_AGAIN_AFTER);
         state.grown.insert(want.model.clone(), Instant::now());
-        self.start_spawn(&mut state, want, plan);
+        self.start_spawn(&mut state, key, want, plan);
     }
 
     /// What placement thinks of a request now, every node's verdict with it.

@@ -3,7 +3,7 @@
 //! waits for a spawn of its own looks at every change, too: a slot that becomes free elsewhere is as good.
 
 use super::queue::{CLAIM_AFTER, Claim};
-use super::spawn::Watching;
+use super::spawn::{Key, Watching};
 use super::{Dispatcher, GROW_AFTER, GROW_AGAIN_AFTER, Slot, Tell};
 use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Decision, View, Want};
@@ -80,7 +80,7 @@ impl Dispatcher {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(plan) => {
                     tries.may_spawn(want)?;
-                    spawning = Some(self.start(want, &plan, &mut ticket)?);
+                    spawning = Some(self.start(Key::of(&known, want, &plan), want, &plan, &mut ticket)?);
                     continue;
                 }
                 Placed::Join(watching) => {
@@ -147,12 +147,13 @@ impl Dispatcher {
     /// else never be answered where nobody may wait.
     fn start<'d>(
         self: &'d Arc<Self>,
+        key: Key,
         want: &Want,
         plan: &placement::Spawn,
         ticket: &mut Option<Ticket<'d>>,
     ) -> Result<Watching, Failure> {
         let mut state = self.state();
-        let is_joined = state.spawns.contains_key(&super::spawn::key(want, plan));
+        let is_joined = state.spawns.contains_key(&key);
         let number = match ticket {
             Some(ticket) => ticket.number,
             None => {
@@ -170,7 +171,7 @@ impl Dispatcher {
             }
         };
         state.queue.stands_by(number, Instant::now());
-        Ok(Watching::of(self.start_spawn(&mut state, want, plan)))
+        Ok(Watching::of(self.start_spawn(&mut state, key, want, plan)))
     }
 
     /// One's number in the queue, which has a limit.
