@@ -256,8 +256,7 @@ impl Dispatcher {
             return Err(placement::nowhere(want, &all));
         }
         let state = self.state();
-        let (claimed, mut promises) = state.queue.claims(None, Instant::now());
-        promises.extend(Dispatcher::promises(state.spawns.iter(), &fleet));
+        let (claimed, promises) = Dispatcher::spoken_for(&state, None, &fleet);
         let view = View {
             holders: &holders,
             in_flight: &state.queue.in_flight,

@@ -32,6 +32,8 @@ pub struct Waiting {
     waited: Duration,
     /// Since when it waits for a slot now; a worker's start is not counted.
     since: Option<Instant>,
+    /// Since when it has stood by for a worker.
+    standing: Option<Instant>,
     claim: Option<Claim>,
 }
 
@@ -63,7 +65,8 @@ impl Queue {
     fn join(&mut self, want: &Want, is_beside: bool) -> u64 {
         self.arrivals += 1;
         let want = want.clone();
-        let waiting = Waiting { want, is_beside, waited: Duration::ZERO, since: None, claim: None };
+        let waiting =
+            Waiting { want, is_beside, waited: Duration::ZERO, since: None, standing: None, claim: None };
         self.waiting.insert(self.arrivals, waiting);
         self.arrivals
     }
@@ -100,6 +103,7 @@ impl Queue {
     pub fn waits(&mut self, number: u64, claim: Option<Claim>, now: Instant) {
         if let Some(waiting) = self.waiting.get_mut(&number) {
             waiting.since.get_or_insert(now);
+            waiting.standing = None;
             waiting.claim = claim;
         }
     }
@@ -109,7 +113,15 @@ impl Queue {
         if let Some(waiting) = self.waiting.get_mut(&number) {
             waiting.waited = waiting.waited(now);
             waiting.since = None;
+            waiting.standing.get_or_insert(now);
             waiting.claim = None;
+        }
+    }
+
+    /// Notes that no worker came up, because somebody was quicker: that time counts.
+    pub fn stood_by_in_vain(&mut self, number: u64) {
+        if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.since = waiting.standing.take().or(waiting.since);
         }
     }
 
@@ -178,6 +190,9 @@ mod tests {
         queue.stands_by(number, now + 13 * second);
         queue.waits(number, None, now + 20 * second);
         assert_eq!(queue.waited(number, now + 21 * second), 4 * second);
+        queue.stands_by(number, now + 21 * second);
+        queue.stood_by_in_vain(number);
+        assert_eq!(queue.waited(number, now + 23 * second), 6 * second, "nothing came up");
     }
 
     #[test]

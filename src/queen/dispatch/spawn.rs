@@ -12,6 +12,7 @@ use crate::wire::operation::{HiveOperation, WorkerSpawn};
 use crate::wire::{Code, Failure};
 use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 /// Events of a spawn that wait for a watcher; a slow one misses some.
 pub const SPAWN_EVENTS_MAX: usize = 256;
@@ -43,6 +44,8 @@ pub struct Spawning {
     want: Want,
     key: Key,
     bytes: u64,
+    /// Idle workers that go for it, and take nobody in any more.
+    evict: Vec<String>,
     events: broadcast::Sender<JobEvent>,
     end: watch::Sender<Option<Result<(), Failure>>>,
 }
@@ -124,6 +127,7 @@ impl Dispatcher {
             want: want.clone(),
             key: key.clone(),
             bytes: plan.bytes,
+            evict: plan.evict.clone(),
             events: broadcast::Sender::new(SPAWN_EVENTS_MAX),
             end: watch::Sender::new(None),
         });
@@ -139,8 +143,21 @@ impl Dispatcher {
         spawning
     }
 
+    /// What a request finds spoken for: workers that let nobody in, and memory. By those who came before it and have waited
+    /// long, and by spawns under way.
+    pub(super) fn spoken_for(
+        state: &State,
+        number: Option<u64>,
+        fleet: &Fleet,
+    ) -> (Vec<String>, Vec<Promise>) {
+        let (mut claimed, mut promises) = state.queue.claims(number, Instant::now());
+        claimed.extend(state.spawns.values().flat_map(|spawning| spawning.evict.iter().cloned()));
+        promises.extend(Dispatcher::promises(state.spawns.iter(), fleet));
+        (claimed, promises)
+    }
+
     /// What spawns under way will take and telemetry does not show yet.
-    pub(super) fn promises<'s>(
+    fn promises<'s>(
         spawns: impl Iterator<Item = (&'s Key, &'s Arc<Spawning>)>,
         fleet: &Fleet,
     ) -> Vec<Promise> {

@@ -52,6 +52,8 @@ impl Dispatcher {
         let mut told = String::new();
         let mut tries = Tries::default();
         let mut spawning: Option<Watching> = None;
+        // All that has come since a spawn began.
+        let mut news = fleet.clone();
         loop {
             let known = fleet.borrow_and_update().clone();
             freed.mark_unchanged();
@@ -71,8 +73,9 @@ impl Dispatcher {
                 let place = watching.place();
                 spawning = None;
                 if tries.spawned(place, outcome)? == Spawned::LostARace {
+                    number.inspect(|number| self.state().queue.stood_by_in_vain(*number));
                     // What has come already is enough; nothing is missed by a look in vain.
-                    let _ = tokio::time::timeout(RACE_NEWS_MAX, fleet.changed()).await;
+                    let _ = tokio::time::timeout(RACE_NEWS_MAX, news.changed()).await;
                 }
                 continue;
             }
@@ -80,7 +83,8 @@ impl Dispatcher {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(plan) => {
                     tries.may_spawn(want)?;
-                    spawning = Some(self.start(Key::of(&known, want, &plan), want, &plan, &mut ticket)?);
+                    news.clone_from(&fleet);
+                    spawning = self.start(Key::of(&known, want, &plan), want, &plan, &mut ticket)?;
                     continue;
                 }
                 Placed::Join(watching) => {
@@ -92,6 +96,7 @@ impl Dispatcher {
                     if position > 1 {
                         tell(JobEvent::narrate("queue", wait.news(position)));
                     }
+                    news.clone_from(&fleet);
                     spawning = Some(watching);
                     continue;
                 }
@@ -144,15 +149,18 @@ impl Dispatcher {
     }
 
     /// Has a worker started, or joins who does it. The request that is the cause waits beside the queue's limit: it could
-    /// else never be answered where nobody may wait.
+    /// else never be answered where nobody may wait. Nothing, if an idle worker that was to go is at work again meanwhile.
     fn start<'d>(
         self: &'d Arc<Self>,
         key: Key,
         want: &Want,
         plan: &placement::Spawn,
         ticket: &mut Option<Ticket<'d>>,
-    ) -> Result<Watching, Failure> {
+    ) -> Result<Option<Watching>, Failure> {
         let mut state = self.state();
+        if plan.evict.iter().any(|worker| state.queue.in_flight.contains_key(worker)) {
+            return Ok(None);
+        }
         let is_joined = state.spawns.contains_key(&key);
         let number = match ticket {
             Some(ticket) => ticket.number,
@@ -171,7 +179,7 @@ impl Dispatcher {
             }
         };
         state.queue.stands_by(number, Instant::now());
-        Ok(Watching::of(self.start_spawn(&mut state, key, want, plan)))
+        Ok(Some(Watching::of(self.start_spawn(&mut state, key, want, plan))))
     }
 
     /// One's number in the queue, which has a limit.
@@ -213,8 +221,7 @@ impl Dispatcher {
             return Err(placement::nowhere(want, &all));
         }
         let mut state = self.state();
-        let (claimed, mut promises) = state.queue.claims(number, Instant::now());
-        promises.extend(Dispatcher::promises(state.spawns.iter(), fleet));
+        let (claimed, promises) = Dispatcher::spoken_for(&state, number, fleet);
         let view = View {
             holders: &holders,
             in_flight: &state.queue.in_flight,
@@ -232,7 +239,24 @@ impl Dispatcher {
         }
         Ok(match decision {
             Decision::Refuse(failure) => Placed::Refused(failure),
-            Decision::Spawn(plan) => Placed::Spawn(plan),
+            Decision::Spawn(plan) => {
+                // An idle worker is theirs first who came before and can use it.
+                let is_theirs = |id: &String| {
+                    fleet.hives.get(&plan.hive).is_some_and(|hive| {
+                        let worker = hive.info.workers.iter().find(|worker| worker.worker_id == *id);
+                        worker.is_some_and(|worker| {
+                            state.queue.is_behind(number, |other| placement::suits(other, &hive.info, worker))
+                        })
+                    })
+                };
+                match (&plan.device, plan.evict.iter().any(is_theirs)) {
+                    (Some(device), true) => {
+                        let (hive, device) = (plan.hive.clone(), device.clone());
+                        Placed::Wait(Wait::for_room(want, hive, device, plan.bytes, plan.evict))
+                    }
+                    _ => Placed::Spawn(plan),
+                }
+            }
             Decision::Loading { slots_total, slots_busy } => {
                 Placed::Wait(Wait::for_worker(want, (slots_total, slots_busy)))
             }
@@ -242,13 +266,7 @@ impl Dispatcher {
                 Placed::Wait(Wait { grow, ..Wait::for_slot(slots_total, slots_busy) })
             }
             Decision::Blocked { hive, device, bytes, by } => {
-                let reason = format!(
-                    "{device} of {hive} has no room for `{}` while {} is at work",
-                    want.model,
-                    by.join(", ")
-                );
-                let claim = Some(Claim { hive, device, bytes, by });
-                Placed::Wait(Wait { reason, claim, ..Wait::for_slot(0, 0) })
+                Placed::Wait(Wait::for_room(want, hive, device, bytes, by))
             }
             Decision::Use { hive, worker_id } => {
                 let Some(known) = fleet.hives.get(&hive) else {
@@ -354,6 +372,13 @@ impl Wait {
     fn for_slot(total: u32, busy: u32) -> Self {
         let reason = format!("all {total} slots are busy");
         Wait { reason, is_for_slot: true, slots: (total, busy), grow: None, claim: None }
+    }
+
+    fn for_room(want: &Want, hive: String, device: String, bytes: u64, by: Vec<String>) -> Self {
+        let workers = by.join(", ");
+        let reason =
+            format!("{device} of {hive} has no room for `{}` while {workers} is at work", want.model);
+        Wait { reason, claim: Some(Claim { hive, device, bytes, by }), ..Wait::for_slot(0, 0) }
     }
 
     fn for_worker(want: &Want, slots: (u32, u32)) -> Self {
