@@ -1,10 +1,11 @@
 //! Jobs as clients see them: streams that replay, ends that are told, cancels that are awaited, on queen and hive alike.
 
-use crate::support::fleet::{CHAT, endless_job, served};
-use crate::support::node::{Daemon, Job, Place, chat, slow, until};
+use crate::support::fleet::{CHAT, endless_job, fleet, pid_of, served};
+use crate::support::node::{Daemon, Job, Place, alone, chat, freeze, signal_pid, slow, until};
 use rbee::http::{client, reply};
 use rbee::wire::Code;
 use rbee::wire::job::Terminator;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn delete(daemon: &Daemon, path: &str) -> crate::support::node::Answer {
@@ -83,6 +84,30 @@ fn a_cancel_answers_with_a_receipt_after_the_slot_is_free_and_again_with_the_sam
 }
 
 #[test]
+fn a_receipt_does_not_call_clean_what_the_hive_has_not_said() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, hive) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        assert_eq!(queen.post(CHAT, &chat(&model, 1, false)).status, 200);
+        let worker = queen.the_worker("it is free again", |worker| worker["slots_busy"] == 0);
+        // Nothing of the answer comes, as while a long prompt is processed.
+        freeze(pid_of(&worker));
+        let id = queen.begin(&endless_job(&model));
+        queen.has_busy_slots(1);
+        freeze(hive.pid());
+        let cancelled = delete(&queen, &format!("/v1/jobs/{id}")).json();
+        assert_eq!(
+            (&cancelled["status"], &cancelled["receipt"]["clean"]),
+            (&json!("cancelled"), &json!(false))
+        );
+        signal_pid(hive.pid(), Signal::CONT);
+        signal_pid(pid_of(&worker), Signal::CONT);
+        queen.has_busy_slots(0);
+    });
+}
+
+#[test]
 fn a_client_that_leaves_in_the_middle_of_an_answer_frees_the_slot_through_queen_link_and_hive() {
     let place = Place::with_model(&slow());
     let (daemon, model) = served(&place, &["--name", "here"]);
@@ -130,6 +155,36 @@ fn a_repeated_post_with_one_idempotency_key_starts_one_job() {
 }
 
 #[test]
+fn an_idempotency_key_gives_its_job_again_also_while_its_hive_is_away() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, hive) = fleet(&place, &[]);
+        let list = json!({"operation": "model_list"});
+        let id = post_once(&queen, &list).json()["job_id"].clone();
+        queen.follow(id.as_str().unwrap()).done();
+        assert!(hive.terminate().success());
+        queen.has_hives(0);
+        assert_eq!(post_once(&queen, &list).json()["job_id"], id);
+        let other = post_once(&queen, &json!({"operation": "make_coffee"}));
+        assert_eq!((other.status, &other.failure().details["job_id"]), (409, &id));
+    });
+}
+
+#[test]
+fn fields_that_are_null_are_as_if_they_were_not_there() {
+    let place = Place::new();
+    let (daemon, model) = served(&place, &["--name", "here"]);
+    let mut asked = chat(&model, 3, false);
+    for field in ["stream", "stream_options", "n", "stop", "seed", "tools", "top_p", "max_completion_tokens"]
+    {
+        asked[field] = Value::Null;
+    }
+    let answer = daemon.post(CHAT, &asked);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 3, "{answer:?}");
+}
+
+#[test]
 fn bad_operations_are_refused_by_name_before_a_job_is_made() {
     let place = Place::new();
     let daemon = Daemon::start(&place, "serve", &[]);
@@ -137,6 +192,9 @@ fn bad_operations_are_refused_by_name_before_a_job_is_made() {
     assert!(refused.message.contains("make_coffee") && refused.message.contains("infer"), "{refused}");
     let lacking = daemon.post("/v1/jobs", &json!({"operation": "infer"})).failure();
     assert!(lacking.message.contains("model"), "{lacking}");
+    let nameless = daemon.post("/v1/jobs", &json!({"operation": "model_list", "hive_id": 42}));
+    assert_eq!(nameless.status, 400);
+    assert!(nameless.failure().message.contains("`hive_id`"), "{nameless:?}");
     let form = client::request("POST", "/v1/jobs", reply::full("operation=infer")).unwrap();
     assert_eq!(daemon.request(form).status, 415);
     let neither = daemon.job(&json!({"operation": "infer", "model": "m"}));
@@ -319,7 +377,7 @@ fn a_job_that_is_reported_fails_when_its_report_ends_without_an_end() {
         (receipt, "cancelled", ""),
         ("event: cancelled\ndata: {\"clean\":7}\n\n", "failed", "its receipt does not read"),
     ] {
-        let answer = report("hive_update", "text/event-stream", format!("{step}{newer}{end}"));
+        let answer = report("hive_update", "text/event-stream; charset=utf-8", format!("{step}{newer}{end}"));
         let told = String::from_utf8(answer.body.to_vec()).unwrap();
         assert_eq!(answer.status, 200, "{told}");
         // The answer has ended, so the job has.

@@ -37,6 +37,7 @@ mod processes;
 mod protocols;
 mod recipes;
 mod references;
+mod relayed;
 mod run;
 mod rungs;
 mod scenarios;

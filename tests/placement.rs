@@ -171,18 +171,30 @@ fn a_model_whose_slots_stay_full_gets_another_worker_where_there_is_room() {
 fn a_deadline_is_kept_in_the_queue_and_a_client_that_leaves_it_is_forgotten() {
     alone(|| {
         let Full { place: _place, daemon, model, mut answer, .. } = Full::start(&[]);
-        let asked = |at: String| {
-            let mut request = rbee::http::client::post(CHAT, &chat(&model, 3, false)).unwrap();
+        let asked_at = |path: &str, body: &Value, at: String| {
+            let mut request = rbee::http::client::post(path, body).unwrap();
             request.headers_mut().insert("x-request-deadline", at.parse().unwrap());
             daemon.request(request)
         };
+        let asked = |at| asked_at(CHAT, &chat(&model, 3, false), at);
         let late = asked((now_ms() + 300).to_string());
         assert_eq!((late.status, late.failure().code), (408, Code::RequestTimeout), "{late:?}");
         let passed = asked("1".into());
         assert_eq!(passed.status, 408, "{passed:?}");
         assert_eq!(asked("soon".into()).status, 400);
+        let task = json!({"operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 3});
+        for path in ["/v1/jobs", "/v2/tasks"] {
+            assert_eq!(asked_at(path, &task, "1".into()).status, 408);
+            assert_eq!(asked_at(path, &task, "soon".into()).status, 400);
+            let late = asked_at(path, &task, (now_ms() + 300).to_string());
+            let told = match path {
+                "/v1/jobs" => format!("{:?}", daemon.follow(late.json()["job_id"].as_str().unwrap())),
+                _ => String::from_utf8(late.body.to_vec()).unwrap(),
+            };
+            assert!(told.contains("REQUEST_TIMEOUT"), "{told}");
+        }
         let status = daemon.job(&json!({"operation": "status"}));
-        assert_eq!(status.done()["queued"], 0, "the late one has left the queue");
+        assert_eq!(status.done()["queued"], 0, "the late ones have left the queue");
         daemon.leave_after(CHAT, &chat(&model, 3, false), || daemon.has_queued(1));
         daemon.has_queued(0);
         answer.take(3);
@@ -212,5 +224,74 @@ fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
         let lost = failure.details["workers"].as_array().unwrap_or_else(|| panic!("{failure:?}"));
         assert!(lost.len() == 2 && lost[0] != lost[1], "{failure:?}");
         assert!(failure.message.contains("not tried again"), "{}", failure.message);
+    });
+}
+
+#[test]
+fn an_engine_that_is_named_is_started_beside_another_that_has_the_model_loaded() {
+    alone(|| {
+        let place = Place::new();
+        let (_shop, daemon, model) = scripted::served(&place, "", &[]);
+        assert_eq!(daemon.post(CHAT, &chat(&model, 1, false)).status, 200);
+        let infer = json!({
+            "operation": "infer", "model": model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        });
+        let result = daemon.job(&infer).done().clone();
+        let workers = daemon.workers();
+        let used = workers.iter().find(|worker| worker["worker_id"] == result["worker_id"]);
+        assert_eq!((workers.len(), &used.unwrap()["worker"]), (2, &json!(scripted::ID)), "{workers:?}");
+    });
+}
+
+#[test]
+fn requests_that_wait_for_a_worker_to_come_up_are_in_the_queue_in_order_and_up_to_its_limit() {
+    alone(|| {
+        const QUEUE: u64 = 6;
+        let place = Place::new();
+        let gate = place.path("gate");
+        let first = format!("until [ -e {} ]; do sleep 0.05; done", gate.display());
+        let (_shop, daemon, model) = scripted::served(&place, &first, &["--queue", &QUEUE.to_string()]);
+        let infer = json!({
+            "operation": "infer", "model": model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        });
+        let wait_in_turn = |count: u64| -> Vec<String> {
+            let enter = |number| {
+                let id = daemon.begin(&infer);
+                daemon.has_queued(number);
+                id
+            };
+            (1..=count).map(enter).collect()
+        };
+        // The first is the cause of the spawn, and beside the limit.
+        let waiting = wait_in_turn(QUEUE + 1);
+        let refused = daemon.job(&infer);
+        let failure = refused.find("error").unwrap_or_else(|| panic!("{refused:?}"));
+        assert_eq!(failure["code"], "ALL_SLOTS_BUSY", "{failure}");
+        std::fs::write(&gate, "").unwrap();
+        for id in &waiting {
+            daemon.follow(id).done();
+        }
+        let last = daemon.follow(&waiting[QUEUE as usize]);
+        let place = format!("{}. in the queue", QUEUE + 1);
+        let is_told = |data: &Value| data["message"].as_str().is_some_and(|told| told.contains(&place));
+        assert!(last.events.iter().any(|(_, data)| is_told(data)), "{last:?}");
+
+        // A worker with one slot, so that they go one after the other.
+        let worker = daemon.workers()[0]["worker_id"].clone();
+        daemon.job(&json!({"operation": "worker_stop", "worker_id": worker})).done();
+        daemon.has_no_worker();
+        std::fs::remove_file(&gate).unwrap();
+        let spawn = json!({"operation": "worker_spawn", "model": model, "worker": scripted::ID, "slots": 1});
+        let spawning = daemon.begin(&spawn);
+        daemon.the_worker("it is on its way", |_| true);
+        let waiting = wait_in_turn(QUEUE);
+        std::fs::write(&gate, "").unwrap();
+        daemon.follow(&spawning).done();
+        let ended_at = |id: &String| {
+            daemon.follow(id).done();
+            daemon.get(&format!("/v1/jobs/{id}")).json()["ended_at"].as_u64().unwrap()
+        };
+        let ends: Vec<u64> = waiting.iter().map(ended_at).collect();
+        assert!(ends.is_sorted(), "{ends:?}");
     });
 }

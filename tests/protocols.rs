@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const OLDER: u32 = PROTOCOL - 1;
+pub const OLDER: u32 = PROTOCOL - 1;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -79,7 +79,7 @@ fn a_hive_speaks_as_a_queen_of_the_version_before_understands() {
     });
 }
 
-fn older_hive() -> Bytes {
+pub fn older_hive() -> Bytes {
     let device = DeviceV1 {
         id: "CPU-0".into(),
         name: "a processor".into(),

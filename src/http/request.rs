@@ -58,6 +58,12 @@ impl Request {
         self.inner.headers().get(name)?.to_str().ok()
     }
 
+    /// Whether its body says that it is of this media type, whatever parameters it adds.
+    pub fn is_of_type(&self, media_type: &str) -> bool {
+        let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
+        content_type.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(media_type)
+    }
+
     /// A query parameter, percent-decoded.
     pub fn query(&self, key: &str) -> Option<String> {
         let query = self.inner.uri().query()?;
@@ -75,9 +81,8 @@ impl Request {
     /// A body that says it is JSON, as it came. The content type is demanded: a browser can send a form across origins,
     /// but not this.
     pub async fn json_bytes(self, limit: usize) -> Result<Bytes, Failure> {
-        let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
-        let media_type = content_type.split(';').next().unwrap_or("").trim();
-        if !media_type.eq_ignore_ascii_case("application/json") {
+        if !self.is_of_type("application/json") {
+            let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
             return Err(Failure::new(
                 Code::UnsupportedMediaType,
                 format!("send JSON with `content-type: application/json` (got `{content_type}`)"),

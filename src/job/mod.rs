@@ -16,6 +16,7 @@ mod table;
 pub use key::{HEADER as KEY_HEADER, Key};
 pub use table::{CANCEL_ANSWER_MAX, Cancelled, JOBS_RUNNING_MAX, Jobs};
 
+use crate::shutdown::Shutdown;
 use crate::wire::fleet::now_ms;
 use crate::wire::job::{JobEvent, JobId, JobRecord, JobState, Receipt, Terminator};
 use crate::wire::{Code, Failure};
@@ -90,6 +91,7 @@ enum Journalled {
 pub struct Context {
     job: Arc<Job>,
     log: EventLog,
+    shutdown: Shutdown,
 }
 
 impl Context {
@@ -143,6 +145,21 @@ impl Context {
     /// Whether somebody has asked for the cancel, as against a shutdown.
     pub fn is_asked(&self) -> bool {
         self.job.asked.is_cancelled()
+    }
+
+    /// Ends when somebody asks for the cancel.
+    pub async fn asked(&self) {
+        self.job.asked.cancelled().await;
+    }
+
+    /// Ends when the daemon takes nothing new any more, and finishes what it does.
+    pub async fn drained(&self) {
+        self.shutdown.drained().await;
+    }
+
+    /// Ends when the daemon finishes nothing any more.
+    pub async fn stopped(&self) {
+        self.shutdown.stopped().await;
     }
 
     /// Somebody has cancelled it where it is done.
@@ -280,7 +297,6 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shutdown::Shutdown;
     use table::JOBS_ENDED_MAX;
 
     fn jobs() -> Jobs {

@@ -50,6 +50,20 @@ struct Table {
     keys: HashMap<String, JobId>,
 }
 
+impl Table {
+    fn started_by(&self, key: &Key) -> Result<Option<Arc<Job>>, Failure> {
+        let Some(existing) = self.keys.get(&key.text).and_then(|id| self.jobs.get(id)) else {
+            return Ok(None);
+        };
+        if existing.key.as_ref() == Some(key) {
+            return Ok(Some(existing.clone()));
+        }
+        let other =
+            format!("the idempotency key was used for another request, which started job {}", existing.id);
+        Err(Failure::new(Code::Conflict, other).with(serde_json::json!({ "job_id": existing.id })))
+    }
+}
+
 impl Jobs {
     /// Jobs that a restart forgets; their handlers are told to clean up when the shutdown stops.
     pub fn new(shutdown: Shutdown) -> Self {
@@ -141,7 +155,7 @@ impl Jobs {
             Entered::New(job) => job,
             Entered::Known(job) => return Ok(job),
         };
-        let work = handler(Context { job: job.clone(), log: log.clone() });
+        let work = handler(Context { job: job.clone(), log: log.clone(), shutdown: self.shutdown.clone() });
         let running = job.clone();
         self.shutdown.spawn(async move {
             // Nothing has begun, so there is nothing to clean up.
@@ -163,6 +177,11 @@ impl Jobs {
         Ok(job)
     }
 
+    /// The job that an idempotency key has started.
+    pub fn started_by(&self, key: &Key) -> Result<Option<Arc<Job>>, Failure> {
+        self.table().started_by(key)
+    }
+
     fn enter(
         &self,
         id: JobId,
@@ -171,19 +190,8 @@ impl Jobs {
         log: &EventLog,
     ) -> Result<Entered, Failure> {
         let mut table = self.table();
-        let before = key.as_ref().and_then(|key| table.keys.get(&key.text)).and_then(|id| table.jobs.get(id));
-        if let Some(existing) = before {
-            if existing.key == key {
-                return Ok(Entered::Known(existing.clone()));
-            }
-            return Err(Failure::new(
-                Code::Conflict,
-                format!(
-                    "the idempotency key was used for another request, which started job {}",
-                    existing.id
-                ),
-            )
-            .with(serde_json::json!({ "job_id": existing.id })));
+        if let Some(existing) = key.as_ref().map(|key| table.started_by(key)).transpose()?.flatten() {
+            return Ok(Entered::Known(existing));
         }
         if table.jobs.contains_key(&id) {
             return Err(Failure::new(Code::Conflict, format!("there is a job {id} already")));

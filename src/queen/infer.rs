@@ -4,7 +4,7 @@
 use crate::http::sse;
 use crate::job::{Context, Outcome};
 use crate::queen::Queen;
-use crate::queen::dispatch::Dispatch;
+use crate::queen::dispatch::{Deadline, Dispatch, Slot};
 use crate::queen::placement::Want;
 use crate::wire::fleet::InferResult;
 use crate::wire::job::{JobEvent, Receipt};
@@ -22,17 +22,16 @@ use std::time::Instant;
 /// The longest text collected for the result; tokens go on as events.
 pub const TEXT_BYTES_MAX: usize = 4 << 20;
 
-pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer) -> Outcome {
+pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer, deadline: Option<Deadline>) -> Outcome {
     let token = job.token().clone();
     let used = Mutex::new(None);
-    let answered = token.run_until_cancelled(answer(&queen, &job, operation, &used)).await;
+    let answered = token.run_until_cancelled(answer(&queen, &job, operation, deadline, &used)).await;
     let Some(answered) = answered else {
         // The answer was dropped with its stream: through the link and the hive that ends the worker's work on it. The
         // receipt says so only when the hive has.
         let started = Instant::now();
-        let worker = used.into_inner().unwrap_or_default();
-        let clean = match worker {
-            Some(worker) => queen.dispatcher.freed(&worker).await,
+        let clean = match used.into_inner().unwrap_or_default() {
+            Some((hive, worker)) => queen.dispatcher.freed(&hive, &worker).await,
             None => true,
         };
         return Outcome::Cancelled(Receipt {
@@ -44,12 +43,13 @@ pub async fn infer(queen: Arc<Queen>, job: Context, operation: Infer) -> Outcome
     answered.into()
 }
 
-/// Asks a worker and turns what it says into events; `used` is told which one.
+/// Asks a worker and turns what it says into events; `used` is told its hive and it as soon as it has a slot for this.
 async fn answer(
     queen: &Arc<Queen>,
     job: &Context,
     operation: Infer,
-    used: &Mutex<Option<String>>,
+    deadline: Option<Deadline>,
+    used: &Mutex<Option<(String, String)>>,
 ) -> Result<Value, Failure> {
     let (path, body) = request(&operation)?;
     queen.settled().await;
@@ -68,7 +68,12 @@ async fn answer(
         }
     };
     let id = job.id().to_string();
-    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline: None };
+    let placed = |slot: &Slot| {
+        if let Ok(mut used) = used.lock() {
+            *used = Some((slot.hive.clone(), slot.worker_id.clone()));
+        }
+    };
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline, placed: &placed };
     let begun = Instant::now();
     let answer = queen.dispatcher.send(ask, &tell).await;
     job.running();
@@ -76,9 +81,6 @@ async fn answer(
     queen.tally.first_piece.observe(begun.elapsed());
     let status = answer.response.status();
     let mut collected = Collected { worker_id: answer.slot.worker_id.clone(), ..Collected::default() };
-    if let Ok(mut used) = used.lock() {
-        *used = Some(collected.worker_id.clone());
-    }
     if !status.is_success() {
         let body = http_body_util::BodyExt::collect(answer.response.into_body()).await;
         let bytes = body.map(|whole| whole.to_bytes()).unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::queen::metrics::Tally;
 use crate::queen::placement::Want;
 use crate::wire::failure::listed;
 use crate::wire::fleet::now_ms;
-use crate::wire::openai::ModelList;
+use crate::wire::openai::{ModelList, null_is_default};
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -22,7 +22,7 @@ use std::time::Instant;
 struct Head {
     #[serde(default)]
     model: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     stream: bool,
 }
 
@@ -34,7 +34,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     let head: Head = request::parse(&body)?;
     queen.settled().await;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
-    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline };
+    let ask = Dispatch { want: &want, path, body, request_id: &id, deadline, placed: &|_| {} };
     let begun = Instant::now();
     let Answer { response, slot } = queen.dispatcher.send(ask, &|_| {}).await?;
     queen.tally.first_piece.observe(begun.elapsed());

@@ -8,7 +8,6 @@ use crate::queen::Queen;
 use crate::wire::job::{JobAccepted, JobEvent, Receipt, reported};
 use crate::wire::operation::ReportedOperation;
 use crate::wire::{Code, Failure};
-use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ pub async fn take(queen: &Arc<Queen>, request: Request) -> Result<Response, Fail
         Failure::invalid(format!("`{named}` is not reported; there are: {}", known.join(", ")))
     })?;
     // What a browser cannot send across origins without asking.
-    if request.header(CONTENT_TYPE.as_str()) != Some("text/event-stream") {
+    if !request.is_of_type("text/event-stream") {
         return Err(Failure::new(
             Code::UnsupportedMediaType,
             "a report is a stream of a job's events: `content-type: text/event-stream`",

@@ -18,7 +18,7 @@ impl Queen {
             Err(failure) => return Outcome::Failed(failure),
         };
         let operation = HiveOperation::WorkerRetire { worker_id, now: false };
-        hive_job::relay(self.registry.clone(), hive, operation, context).await
+        hive_job::relay(self, hive, operation, context).await
     }
 
     /// POST /v1/workers/{id}/retire: answers when no new request is sent to it any more; the job goes on until it stopped.
@@ -46,10 +46,9 @@ impl Queen {
     pub(super) async fn shut_down(self: &Arc<Self>, worker_id: &str) -> Result<Value, Failure> {
         let worker = self.worker(worker_id)?;
         let operation = HiveOperation::WorkerRetire { worker_id: worker_id.to_owned(), now: true };
-        let registry = self.registry.clone();
+        let queen = self.clone();
         let (hive, name) = (worker.hive.clone(), operation.name());
-        let job =
-            self.jobs.start(name, None, |context| hive_job::relay(registry, hive, operation, context))?;
+        let job = self.jobs.start(name, None, |context| hive_job::relay(queen, hive, operation, context))?;
         self.ended(&job).await?;
         let message = format!("worker {worker_id} ({}) on {} is stopped", worker.model, worker.hive);
         Ok(json!({"success": true, "message": message}))

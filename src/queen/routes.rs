@@ -5,10 +5,11 @@ use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
 use crate::http::{Request, Response, auth, link, relay, reply, request};
 use crate::job::{self, Outcome, routes as jobs};
+use crate::queen::dispatch::{DEADLINE_HEADER, Deadline};
 use crate::queen::placement::Want;
 use crate::queen::{Queen, heartbeats, hive_job, infer, logs, metrics, openai, reported, v2, worker_facts};
 use crate::wire::failure::listed;
-use crate::wire::fleet::{Health, Info};
+use crate::wire::fleet::{Health, Info, now_ms};
 use crate::wire::operation::{HiveOperation, QueenOperation};
 use crate::wire::{API_VERSION, Code, Failure, PROTOCOL, VERSION};
 use serde_json::{Value, json};
@@ -231,20 +232,29 @@ impl Queen {
 
     async fn create_job(self: &Arc<Self>, request: Request) -> Result<Response, Failure> {
         let key = request.header(job::KEY_HEADER).map(str::to_owned);
+        let deadline = request.header(DEADLINE_HEADER).map(str::to_owned);
         let bytes = request.json_bytes(request::CONTROL_BYTES_MAX).await?;
         let key = job::Key::read(key.as_deref(), &bytes)?;
+        // Before anything that may have changed since the first time: its hive may be away.
+        if let Some(job) = key.as_ref().map(|key| self.jobs.started_by(key)).transpose()?.flatten() {
+            return Ok(jobs::accepted(&job).await);
+        }
         let body: Value = request::parse(&bytes)?;
         let name = body.get("operation").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let hive_id = body.get("hive_id").and_then(Value::as_str).map(str::to_owned);
+        let hive_id = match body.get("hive_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(name.clone()),
+            Some(other) => return Err(Failure::invalid(format!("`hive_id` is a hive's name, not {other}"))),
+        };
         let is_hives = HiveOperation::is_name(&name);
         if is_hives && (hive_id.is_some() || !QueenOperation::NAMES.contains(&name.as_str())) {
             let operation: HiveOperation = read_operation(body)?;
             self.settled().await;
             let hive = self.hive_for_operation(hive_id)?;
-            let registry = self.registry.clone();
-            let job = self.jobs.start(operation.name(), key, |context| {
-                hive_job::relay(registry, hive, operation, context)
-            })?;
+            let queen = self.clone();
+            let job = self
+                .jobs
+                .start(operation.name(), key, |context| hive_job::relay(queen, hive, operation, context))?;
             return Ok(jobs::accepted(&job).await);
         }
         if !QueenOperation::NAMES.contains(&name.as_str()) {
@@ -253,7 +263,12 @@ impl Queen {
         }
         let operation: QueenOperation = read_operation(body)?;
         let queen = self.clone();
-        let job = self.jobs.start(operation.name(), key, |context| queen.run(operation, context))?;
+        let deadline = match operation {
+            QueenOperation::Infer(_) => Deadline::read(deadline.as_deref(), now_ms())?,
+            _ => None,
+        };
+        let job =
+            self.jobs.start(operation.name(), key, |context| queen.run(operation, deadline, context))?;
         Ok(jobs::accepted(&job).await)
     }
 
@@ -274,10 +289,15 @@ impl Queen {
         }
     }
 
-    async fn run(self: Arc<Self>, operation: QueenOperation, context: job::Context) -> Outcome {
+    async fn run(
+        self: Arc<Self>,
+        operation: QueenOperation,
+        deadline: Option<Deadline>,
+        context: job::Context,
+    ) -> Outcome {
         let fleet = self.registry.fleet();
         match operation {
-            QueenOperation::Infer(operation) => infer::infer(self, context, *operation).await,
+            QueenOperation::Infer(operation) => infer::infer(self, context, *operation, deadline).await,
             QueenOperation::ActiveWorkerList => {
                 Outcome::Done(json!({ "workers": fleet.workers().collect::<Vec<_>>() }))
             }
@@ -289,7 +309,7 @@ impl Queen {
             QueenOperation::HiveGet { name } => self.registry.hive(&name).map(|hive| json!(hive.info)).into(),
             QueenOperation::HiveDrain { name, undo } => {
                 let drain = HiveOperation::HiveDrain { undo };
-                hive_job::relay(self.registry.clone(), name, drain, context).await
+                hive_job::relay(self, name, drain, context).await
             }
             QueenOperation::Status => Outcome::Done(json!({
                 "queen": self.info(),

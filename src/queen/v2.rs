@@ -4,10 +4,11 @@
 use crate::http::link::Caller;
 use crate::http::{Request, Response, client, reply, request};
 use crate::job::routes as jobs;
+use crate::queen::dispatch::{DEADLINE_HEADER, Deadline};
 use crate::queen::placement::{self, Want};
 use crate::queen::{Queen, infer};
 use crate::wire::Failure;
-use crate::wire::fleet::{HiveInfo, WorkerInfo};
+use crate::wire::fleet::{HiveInfo, WorkerInfo, now_ms};
 use crate::wire::operation::Infer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -105,6 +106,7 @@ pub async fn shutdown(queen: &Arc<Queen>, asked: Request) -> Result<Response, Fa
 
 /// POST /v2/tasks: the events of an inference; the reader's leaving ends it.
 pub async fn tasks(queen: &Arc<Queen>, asked: Request) -> Result<Response, Failure> {
+    let deadline = Deadline::read(asked.header(DEADLINE_HEADER), now_ms())?;
     let expected = "{\"node\"?, \"model\", \"prompt\", \"max_tokens\"?, \"temperature\"?}";
     let Task { node, model, prompt, max_tokens, temperature } = body(asked, expected).await?;
     queen.settled().await;
@@ -128,7 +130,8 @@ pub async fn tasks(queen: &Arc<Queen>, asked: Request) -> Result<Response, Failu
         ..Infer::default()
     };
     let handler = queen.clone();
-    let job = queen.jobs.start("infer", None, |context| infer::infer(handler, context, operation))?;
+    let job =
+        queen.jobs.start("infer", None, |context| infer::infer(handler, context, operation, deadline))?;
     jobs::owned(&queen.jobs, job).await
 }
 

@@ -1,7 +1,26 @@
 //! What a job can be asked to do: one operation a job, tagged by `operation`.
 
 use super::openai::ChatMessage;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The longest id, name or reference in an operation. Errors repeat them, and an event has a limit of its own.
+pub const NAMED_BYTES_MAX: usize = 8 << 10;
+
+fn named<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.len() > NAMED_BYTES_MAX {
+        let what = format!("an id, a name or a reference has at most {NAMED_BYTES_MAX} bytes");
+        return Err(D::Error::custom(what));
+    }
+    Ok(text)
+}
+
+fn perhaps_named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    struct Named(#[serde(deserialize_with = "named")] String);
+    Ok(Option::<Named>::deserialize(from)?.map(|Named(text)| text))
+}
 
 /// Operations a hive runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -9,24 +28,29 @@ use serde::{Deserialize, Serialize};
 pub enum HiveOperation {
     WorkerCatalogList,
     WorkerCatalogGet {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     #[serde(alias = "worker_binary_list")]
     WorkerListInstalled,
     #[serde(alias = "worker_binary_get")]
     WorkerInstalledGet {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     #[serde(alias = "worker_download")]
     WorkerInstall {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     #[serde(alias = "worker_binary_delete")]
     WorkerRemove {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     WorkerSpawn(WorkerSpawn),
     WorkerStop {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
         /// Refused while it is at work or pinned: what makes room must not cost anybody an answer.
         #[serde(default)]
@@ -34,6 +58,7 @@ pub enum HiveOperation {
     },
     /// No new requests; it stops when those at work are done, or with `now` at once.
     WorkerRetire {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
         #[serde(default)]
         now: bool,
@@ -46,19 +71,22 @@ pub enum HiveOperation {
         pid: i32,
     },
     ModelDownload {
+        #[serde(deserialize_with = "named")]
         model: String,
     },
     ModelList,
     ModelGet {
+        #[serde(deserialize_with = "named")]
         id: String,
     },
     #[serde(alias = "model_delete")]
     ModelRemove {
+        #[serde(deserialize_with = "named")]
         id: String,
     },
     /// All of them where none is named.
     ModelVerify {
-        #[serde(default)]
+        #[serde(default, deserialize_with = "perhaps_named")]
         id: Option<String>,
     },
     /// Only looks where `apply` is not said.
@@ -68,10 +96,13 @@ pub enum HiveOperation {
     },
     ModelAliasList,
     ModelAliasSet {
+        #[serde(deserialize_with = "named")]
         name: String,
+        #[serde(deserialize_with = "named")]
         model: String,
     },
     ModelAliasRemove {
+        #[serde(deserialize_with = "named")]
         name: String,
     },
     /// Takes the hive out of service, or puts it back.
@@ -158,11 +189,12 @@ impl HiveOperation {
 /// A worker that is wanted. Asking twice for the same model, worker and device gives the same worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerSpawn {
+    #[serde(deserialize_with = "named")]
     pub model: String,
     /// `cpu`, `cuda`, `metal` or an installed worker's id; the node's best when absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "perhaps_named")]
     pub worker: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "perhaps_named")]
     pub device: Option<String>,
     #[serde(default)]
     pub slots: Option<u32>,
@@ -187,16 +219,20 @@ pub enum QueenOperation {
     Infer(Box<Infer>),
     ActiveWorkerList,
     ActiveWorkerGet {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     ActiveWorkerRetire {
+        #[serde(deserialize_with = "named")]
         worker_id: String,
     },
     HiveList,
     HiveGet {
+        #[serde(deserialize_with = "named")]
         name: String,
     },
     HiveDrain {
+        #[serde(deserialize_with = "named")]
         name: String,
         #[serde(default)]
         undo: bool,
@@ -262,6 +298,7 @@ impl ReportedOperation {
 /// One answer, as a job.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Infer {
+    #[serde(deserialize_with = "named")]
     pub model: String,
     /// Either a prompt, continued as it stands, or messages, put through the model's own template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -285,11 +322,11 @@ pub struct Infer {
     /// llama-server's: go on past the end-of-generation token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_eos: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "perhaps_named", skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "perhaps_named", skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "perhaps_named", skip_serializing_if = "Option::is_none")]
     pub hive: Option<String>,
     #[serde(default)]
     pub stream: bool,
@@ -309,6 +346,32 @@ mod tests {
             assert_eq!(read(older), read(today));
             assert!(HiveOperation::is_name(older) && read(older).name() == *today);
         }
+    }
+
+    #[test]
+    fn what_an_operation_names_is_short() {
+        let long = "x".repeat(NAMED_BYTES_MAX + 1);
+        let reads = |value: serde_json::Value| serde_json::from_value::<HiveOperation>(value).is_ok();
+        for (operation, field) in [
+            ("worker_stop", "worker_id"),
+            ("worker_spawn", "model"),
+            ("worker_spawn", "device"),
+            ("model_get", "id"),
+            ("model_verify", "id"),
+            ("model_alias_remove", "name"),
+        ] {
+            let with = |text: &str| {
+                let mut value = serde_json::json!({"operation": operation, "model": "m"});
+                value[field] = text.into();
+                value
+            };
+            assert!(reads(with(&long[1..])) && !reads(with(&long)), "{operation} {field}");
+        }
+        assert!(reads(serde_json::json!({"operation": "model_verify", "id": null})));
+        let infer = serde_json::json!({"operation": "infer", "model": long, "prompt": "p"});
+        assert!(serde_json::from_value::<QueenOperation>(infer).is_err());
+        let talkative = serde_json::json!({"operation": "infer", "model": "m", "prompt": long});
+        assert!(serde_json::from_value::<QueenOperation>(talkative).is_ok());
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub fn parse(kind: Kind, mut body: Value) -> Result<Completion, Failure> {
         fields.remove("seed");
     }
     if let Some(limit) = fields.remove("n_predict")
-        && !fields.contains_key("max_tokens")
+        && fields.get("max_tokens").is_none_or(Value::is_null)
     {
         fields.insert("max_tokens".into(), limit);
     }
@@ -291,6 +291,60 @@ mod tests {
         assert!(chat(json!({"rbee": {}})).unwrap().with_tokens);
         assert_eq!(chat(json!({"n_predict": 7})).unwrap().max_tokens, Some(7));
         assert_eq!(chat(json!({"max_tokens": 9, "max_completion_tokens": 5})).unwrap().max_tokens, Some(5));
+    }
+
+    #[test]
+    fn what_openais_schema_lets_be_null_is_as_if_it_were_not_there() {
+        let nulls = |names: &[&str]| -> Value {
+            names
+                .iter()
+                .map(|name| ((*name).to_owned(), Value::Null))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        let shared = [
+            "model",
+            "stream",
+            "stream_options",
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "n",
+            "stop",
+            "seed",
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "logprobs",
+            "user",
+            "suffix",
+            "echo",
+            "best_of",
+        ];
+        let only_chat = [
+            "max_completion_tokens",
+            "tools",
+            "tool_choice",
+            "response_format",
+            "top_logprobs",
+            "store",
+            "metadata",
+            "modalities",
+            "audio",
+            "prediction",
+            "reasoning_effort",
+            "service_tier",
+            "function_call",
+            "functions",
+        ];
+        let parsed = chat(nulls(&[&shared[..], &only_chat[..]].concat())).unwrap();
+        assert_eq!((parsed.stream, parsed.include_usage, parsed.max_tokens), (false, false, None));
+        let mut plain = nulls(&shared);
+        plain["prompt"] = json!("p");
+        assert!(!parse(Kind::Completion, plain).unwrap().stream);
+        let options = json!({"stream": true, "stream_options": {"include_usage": null}, "max_tokens": null, "n_predict": 7});
+        let parsed = chat(options).unwrap();
+        assert_eq!((parsed.stream, parsed.include_usage, parsed.max_tokens), (true, false, Some(7)));
     }
 
     #[test]

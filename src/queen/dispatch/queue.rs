@@ -1,6 +1,7 @@
 //! Who waits for a slot, in order of arrival, and who may go first. Pure bookkeeping under the dispatcher's lock.
 //!
-//! Among those a worker suits, the first to come is the first to be served. A request that waits for other models' workers
+//! Among those a worker suits, the first to come is the first to be served, whether they wait for a slot or for the worker. The
+//! limit bounds all of them but one a spawn: whoever was its cause. A request that waits for other models' workers
 //! to end has a claim on their memory after a while: from then on whoever came later is not let in there, so that a busy
 //! model cannot keep another one out for ever.
 
@@ -25,10 +26,21 @@ pub struct Claim {
 #[derive(Debug)]
 pub struct Waiting {
     pub want: Want,
-    since: Instant,
+    /// It had a worker started when it came, and is not of those whom the limit bounds.
+    is_beside: bool,
+    /// How long it has waited for a slot before `since`.
+    waited: Duration,
+    /// Since when it waits for a slot now; a worker's start is not counted.
+    since: Option<Instant>,
+    /// Since when it has stood by for a worker.
+    standing: Option<Instant>,
     claim: Option<Claim>,
-    /// It waits for a spawn of its own, and for nothing else: whoever comes later may go first meanwhile.
-    is_away: bool,
+}
+
+impl Waiting {
+    fn waited(&self, now: Instant) -> Duration {
+        self.waited + self.since.map_or(Duration::ZERO, |since| now.duration_since(since))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -40,14 +52,23 @@ pub struct Queue {
 
 impl Queue {
     /// Joins the queue, unless that many wait already.
-    pub fn enter(&mut self, want: &Want, max: usize, now: Instant) -> Option<u64> {
-        if self.waiting.len() >= max {
-            return None;
-        }
+    pub fn enter(&mut self, want: &Want, max: usize) -> Option<u64> {
+        let bounded = self.waiting.values().filter(|waiting| !waiting.is_beside).count();
+        (bounded < max).then(|| self.join(want, false))
+    }
+
+    /// Joins it as the cause of a spawn, however many wait.
+    pub fn enter_beside(&mut self, want: &Want) -> u64 {
+        self.join(want, true)
+    }
+
+    fn join(&mut self, want: &Want, is_beside: bool) -> u64 {
         self.arrivals += 1;
-        let waiting = Waiting { want: want.clone(), since: now, claim: None, is_away: false };
+        let want = want.clone();
+        let waiting =
+            Waiting { want, is_beside, waited: Duration::ZERO, since: None, standing: None, claim: None };
         self.waiting.insert(self.arrivals, waiting);
-        Some(self.arrivals)
+        self.arrivals
     }
 
     pub fn leave(&mut self, number: u64) {
@@ -65,15 +86,7 @@ impl Queue {
 
     /// Whether somebody who came before waits for the same worker.
     pub fn is_behind(&self, number: Option<u64>, suits: impl Fn(&Want) -> bool) -> bool {
-        self.earlier(number).any(|waiting| !waiting.is_away && suits(&waiting.want))
-    }
-
-    /// Notes that a request waits for a spawn of its own now, or that it is back. Its place stays.
-    pub fn set_away(&mut self, number: u64, is_away: bool) {
-        if let Some(waiting) = self.waiting.get_mut(&number) {
-            waiting.is_away = is_away;
-            waiting.claim = None;
-        }
+        self.earlier(number).any(|waiting| suits(&waiting.want))
     }
 
     /// One's place among those who want the same model, the first being 1.
@@ -81,20 +94,40 @@ impl Queue {
         1 + self.earlier(Some(number)).filter(|waiting| waiting.want.model == model).count()
     }
 
+    /// How long a request has waited for a slot.
     pub fn waited(&self, number: u64, now: Instant) -> Duration {
-        self.waiting.get(&number).map_or(Duration::ZERO, |waiting| now.duration_since(waiting.since))
+        self.waiting.get(&number).map_or(Duration::ZERO, |waiting| waiting.waited(now))
     }
 
-    /// Notes what memory a request waits for, or that it does no more.
-    pub fn claim(&mut self, number: u64, claim: Option<Claim>) {
+    /// Notes that a request waits for a slot, and for what memory, if for any.
+    pub fn waits(&mut self, number: u64, claim: Option<Claim>, now: Instant) {
         if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.since.get_or_insert(now);
+            waiting.standing = None;
             waiting.claim = claim;
+        }
+    }
+
+    /// Notes that it waits for a worker that comes up: its place stays, its time does not run.
+    pub fn stands_by(&mut self, number: u64, now: Instant) {
+        if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.waited = waiting.waited(now);
+            waiting.since = None;
+            waiting.standing.get_or_insert(now);
+            waiting.claim = None;
+        }
+    }
+
+    /// Notes that no worker came up, because somebody was quicker: that time counts.
+    pub fn stood_by_in_vain(&mut self, number: u64) {
+        if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.since = waiting.standing.take().or(waiting.since);
         }
     }
 
     /// What those who came before have a claim on by now: workers that let nobody else in, and memory that is spoken for.
     pub fn claims(&self, number: Option<u64>, now: Instant) -> (Vec<String>, Vec<Promise>) {
-        let is_ripe = |waiting: &&Waiting| now.duration_since(waiting.since) >= CLAIM_AFTER;
+        let is_ripe = |waiting: &&Waiting| waiting.waited(now) >= CLAIM_AFTER;
         let ripe = self.earlier(number).filter(is_ripe);
         let claims: Vec<&Claim> = ripe.filter_map(|waiting| waiting.claim.as_ref()).collect();
         let workers = claims.iter().flat_map(|claim| claim.by.iter().cloned()).collect();
@@ -117,42 +150,66 @@ mod tests {
 
     #[test]
     fn who_came_first_goes_first_among_those_a_worker_suits() {
-        let now = Instant::now();
         let mut queue = Queue::default();
-        let first = queue.enter(&want("a"), 3, now).unwrap();
-        let other = queue.enter(&want("b"), 3, now).unwrap();
-        let last = queue.enter(&want("a"), 3, now).unwrap();
-        assert_eq!(queue.enter(&want("a"), 3, now), None, "it is full");
+        let first = queue.enter(&want("a"), 3).unwrap();
+        let other = queue.enter(&want("b"), 3).unwrap();
+        let last = queue.enter(&want("a"), 3).unwrap();
+        assert_eq!(queue.enter(&want("a"), 3), None, "it is full");
         let serves_a = |want: &Want| want.model == "a";
         assert!(!queue.is_behind(Some(first), serves_a));
         assert!(queue.is_behind(Some(last), serves_a) && queue.is_behind(None, serves_a));
         let places =
             [(first, "a"), (other, "b"), (last, "a")].map(|(number, model)| queue.position(number, model));
         assert_eq!(places, [1, 1, 2]);
-        queue.set_away(first, true);
-        assert!(!queue.is_behind(Some(last), serves_a), "it has a worker of its own started");
-        queue.set_away(first, false);
-        assert!(queue.is_behind(Some(last), serves_a));
+        queue.stands_by(first, Instant::now());
+        assert!(queue.is_behind(Some(last), serves_a), "the worker that comes up is the first one's");
         queue.leave(first);
         assert!(!queue.is_behind(Some(last), serves_a));
         assert_eq!(queue.position(last, "a"), 1);
     }
 
     #[test]
+    fn the_cause_of_a_spawn_waits_beside_the_limit_and_takes_nobodys_place() {
+        let mut queue = Queue::default();
+        assert_eq!(queue.enter(&want("a"), 0), None);
+        queue.enter_beside(&want("a"));
+        assert!(queue.enter(&want("a"), 1).is_some());
+        assert_eq!((queue.enter(&want("a"), 1), queue.len()), (None, 2));
+    }
+
+    #[test]
+    fn time_runs_for_whoever_waits_for_a_slot_and_not_while_a_worker_comes_up() {
+        let second = Duration::from_secs(1);
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let number = queue.enter(&want("a"), 1).unwrap();
+        queue.stands_by(number, now);
+        queue.waits(number, None, now + 10 * second);
+        queue.waits(number, None, now + 11 * second);
+        assert_eq!(queue.waited(number, now + 12 * second), 2 * second);
+        queue.stands_by(number, now + 13 * second);
+        queue.waits(number, None, now + 20 * second);
+        assert_eq!(queue.waited(number, now + 21 * second), 4 * second);
+        queue.stands_by(number, now + 21 * second);
+        queue.stood_by_in_vain(number);
+        assert_eq!(queue.waited(number, now + 23 * second), 6 * second, "nothing came up");
+    }
+
+    #[test]
     fn a_claim_holds_after_a_while_against_those_who_came_later() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let early = queue.enter(&want("a"), 9, now).unwrap();
-        let patient = queue.enter(&want("b"), 9, now).unwrap();
+        let early = queue.enter(&want("a"), 9).unwrap();
+        let patient = queue.enter(&want("b"), 9).unwrap();
         let claim = Claim { hive: "h".into(), device: "CPU-0".into(), bytes: 7, by: vec!["w".into()] };
-        queue.claim(patient, Some(claim));
+        queue.waits(patient, Some(claim), now);
         let none = (Vec::new(), Vec::new());
         assert_eq!(queue.claims(None, now), none, "it is too early");
         let later = now + CLAIM_AFTER;
         let (workers, promises) = queue.claims(None, later);
         assert_eq!((workers, promises[0].bytes), (vec!["w".to_owned()], 7));
         assert_eq!(queue.claims(Some(early), later), none, "not against who came before");
-        queue.claim(patient, None);
+        queue.waits(patient, None, later);
         assert_eq!(queue.claims(None, later), none);
     }
 }

@@ -4,13 +4,17 @@ use super::Dispatcher;
 use crate::http::link::{Caller, LinkError};
 use crate::http::reply;
 use crate::wire::{Code, Failure};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+/// The longest comment that a stream may begin with; a longer one is passed on.
+const COMMENT_BYTES_MAX: usize = 4 << 10;
 
 /// Dropping it frees the slot for the next in the queue.
 #[derive(Debug)]
@@ -77,6 +81,18 @@ pub enum NotBegun {
     Refused(Failure),
 }
 
+/// What a stream begins with, less the comments that keep a silent one alive and say nothing yet, as far as they are whole
+/// lines.
+fn without_comments(mut piece: Bytes) -> Bytes {
+    loop {
+        let skipped = match piece.iter().position(|byte| *byte == b'\n') {
+            Some(end) if piece.starts_with(b":") || piece[..end].trim_ascii().is_empty() => end + 1,
+            _ => return piece,
+        };
+        piece.advance(skipped);
+    }
+}
+
 /// Sends a request and waits for the first piece of its answer.
 pub async fn begin(slot: &Slot, ask: http::Request<reply::Body>) -> Result<http::Response<Begun>, NotBegun> {
     let lost = |what: String| {
@@ -91,15 +107,25 @@ pub async fn begin(slot: &Slot, ask: http::Request<reply::Body>) -> Result<http:
         Err(error) => return Err(NotBegun::Refused(Failure::internal(&error))),
     };
     let (head, mut rest) = answer.into_parts();
+    let is_stream =
+        head.headers.get(CONTENT_TYPE).is_some_and(|of| of.as_bytes().starts_with(b"text/event-stream"));
+    // A comment that was cut in its middle.
+    let mut begun = Bytes::new();
     let first = loop {
         match rest.frame().await {
-            None => break None,
+            None => break (!begun.is_empty()).then_some(begun),
             Some(Err(_)) => {
                 return Err(lost(format!("worker {} was lost before its first token", slot.worker_id)));
             }
             Some(Ok(frame)) => match frame.into_data() {
-                // A comment that keeps a silent stream alive says nothing yet.
-                Ok(bytes) if bytes.starts_with(b":") => {}
+                Ok(bytes) if is_stream => {
+                    let bytes = if begun.is_empty() { bytes } else { [begun, bytes].concat().into() };
+                    begun = without_comments(bytes);
+                    let is_comment = begun.is_empty() || begun.starts_with(b":");
+                    if !is_comment || begun.len() > COMMENT_BYTES_MAX {
+                        break Some(begun);
+                    }
+                }
                 Ok(bytes) => break Some(bytes),
                 Err(_trailers) => {}
             },
@@ -116,4 +142,24 @@ pub async fn begin(slot: &Slot, ask: http::Request<reply::Body>) -> Result<http:
         }
     }
     Ok(http::Response::from_parts(head, Begun { first, rest }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_streams_beginning_only_whole_comments_are_left_out() {
+        for (piece, left) in [
+            (": \n\ndata: 1\n\n", "data: 1\n\n"),
+            (": a\r\n\r\n: b\n\ndata: 1\n\n: c\n\ndata: 2\n\n", "data: 1\n\n: c\n\ndata: 2\n\n"),
+            (": a\ndata: 1\n\n", "data: 1\n\n"),
+            ("data: :\n\n", "data: :\n\n"),
+            (": \n\n", ""),
+            (": cu", ": cu"),
+            (": \n\nda", "da"),
+        ] {
+            assert_eq!(without_comments(Bytes::from(piece)), left, "{piece:?}");
+        }
+    }
 }

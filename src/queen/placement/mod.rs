@@ -52,8 +52,11 @@ pub enum Decision {
         worker_id: String,
     },
     Spawn(Spawn),
-    /// Workers are coming up; a change of the fleet will tell.
-    Loading,
+    /// Workers are coming up; a change of the fleet will tell. The slots are those of workers that are up, all taken.
+    Loading {
+        slots_total: u32,
+        slots_busy: u32,
+    },
     /// All slots of all workers that have the model are taken; where there is room for one more worker, it is told.
     Full {
         slots_total: u32,
@@ -82,7 +85,7 @@ impl Decision {
                 told["action"] = json!("spawn");
                 told
             }
-            Decision::Loading => json!({"action": "wait", "reason": "a worker is loading the model"}),
+            Decision::Loading { .. } => json!({"action": "wait", "reason": "a worker is loading the model"}),
             Decision::Full { slots_total, slots_busy, grow } => json!({
                 "action": "wait", "reason": "all slots are busy", "slots_total": slots_total,
                 "slots_busy": slots_busy, "grow": grow.as_ref().map(spawn),
@@ -152,7 +155,8 @@ pub fn decide(want: &Want, view: &View<'_>) -> Decision {
         return Decision::Use { hive: hive.name.clone(), worker_id: worker.worker_id.clone() };
     }
     if serving.is_coming {
-        return Decision::Loading;
+        let (slots_total, slots_busy) = (serving.slots_total, serving.slots_busy);
+        return Decision::Loading { slots_total, slots_busy };
     }
     if serving.slots_total > 0 {
         return Decision::Full {

@@ -2,7 +2,7 @@
 //! now have ended. What is needed is the hive's own estimate, and a margin.
 
 use super::site::{Holder, Place};
-use super::{View, Want, is_asked};
+use super::{View, Want, is_asked, verdict};
 use crate::wire::fleet::{Device, EngineInfo, HiveInfo, ModelNeeds, ShapeNeeds, WorkerInfo};
 
 /// What an estimate may be wrong by, and what other programs may want meanwhile.
@@ -31,7 +31,7 @@ pub enum Room<'v> {
     },
     /// The hive is of an older version and has not said what its models need: it decides.
     Unknown,
-    /// A worker of the model is on it already.
+    /// A worker of the model that is on it already will do.
     Taken,
     NoEngine,
     /// Another device was asked for, or another kind is this node's best.
@@ -133,7 +133,7 @@ fn on_device<'v>(want: &Want, view: &View<'v>, holder: Holder<'v>, device: &'v D
     let hive = holder.hive;
     let here = || hive.workers.iter().filter(|worker| worker.device == device.id);
     let is_alive = |worker: &WorkerInfo| worker.state.serves() || worker.state.is_coming();
-    if here().any(|worker| worker.model == want.model && is_alive(worker)) {
+    if here().any(|worker| is_alive(worker) && verdict::suits(want, hive, worker)) {
         return Room::Taken;
     }
     let shapes = holder.needs.map_or(&[][..], |needs| needs.shapes.as_slice());

@@ -244,7 +244,7 @@ impl World {
                     self.waiting.remove(place);
                     self.refused += 1;
                 }
-                Decision::Loading => panic!("here a worker is up at once"),
+                Decision::Loading { .. } => panic!("here a worker is up at once"),
                 Decision::Full { .. } | Decision::Blocked { .. } => {
                     self.waiting[place].1 += 1;
                     place += 1;

@@ -176,9 +176,20 @@ fn a_kind_of_device_is_that_of_the_workers_device_whatever_its_engine_is_called(
 }
 
 #[test]
+fn an_engine_that_is_named_gets_its_own_worker_beside_another_engines() {
+    let mut both = hive("a", 9_000, vec![worker("w", WorkerState::Ready, 0)]);
+    both.engines.push(engine("another-server", "cpu"));
+    assert_eq!(spawned(decided(&on("another-server"), &[both.clone()])), at("a", "CPU-0", &[]));
+    both.workers.push(WorkerInfo { worker: "another-server".into(), ..worker("v", WorkerState::Loading, 0) });
+    let loading = decided(&on("another-server"), &[both.clone()]);
+    assert!(matches!(loading, Decision::Loading { .. }), "{loading:?}");
+    assert_eq!(used(decided(&on("cpu"), &[both])), "w");
+}
+
+#[test]
 fn a_loading_worker_is_waited_for_and_a_full_one_told() {
     let loading = [hive("a", 9, vec![worker("w", WorkerState::Loading, 0)])];
-    assert_eq!(decided(&want(), &loading), Decision::Loading);
+    assert_eq!(decided(&want(), &loading), Decision::Loading { slots_total: 0, slots_busy: 0 });
     let full = [hive("a", 9, vec![worker("w", WorkerState::Busy, 2)])];
     assert_eq!(decided(&want(), &full), Decision::Full { slots_total: 2, slots_busy: 2, grow: None });
 }
