@@ -150,7 +150,7 @@ impl Odd {
         let (target, known) = (Target::parse(&self.queen.url()).unwrap(), self.known.clone());
         self.link = Some(self.runtime.spawn(async move {
             let hello = Hello { protocol: OLDER, version: "0.0.9".into(), ..Hello::ours("odd", "its-node") };
-            let io = link::dial(&target, &hello).await.unwrap();
+            let io = link::dial(&target, &hello).await.unwrap().io;
             let service = hyper::service::service_fn(move |request| {
                 let known = known.clone();
                 async move { Ok::<_, Infallible>(known.answer(request).await) }
