@@ -87,15 +87,8 @@ fn catalog(settings: &Settings) -> Exit {
 fn serving(served: impl Future<Output = Result<(), ServeError>>) -> Exit {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = (cores / 2).clamp(1, DAEMON_THREADS_MAX);
-    // One needs no handing over.
-    let mut runtime = match threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if threads > 1 {
-        runtime.worker_threads(threads);
-    }
-    match runtime.enable_all().build().map(|runtime| runtime.block_on(served)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    match runtime.map(|runtime| runtime.block_on(served)) {
         Ok(Ok(())) => Exit::Done,
         Ok(Err(error)) => fail(&error, Exit::Failed),
         Err(error) => fail(&error, Exit::Failed),
