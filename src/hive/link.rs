@@ -204,19 +204,21 @@ impl Teller {
                     self.send(TelemetryV2::Draining(true)).await?;
                 }
                 _ = drained.changed() => self.send(TelemetryV2::Draining(hive.is_draining())).await?,
-                () = tokio::time::sleep_until(paid - BUSY_TOLD_BURST), if is_untold => {
-                    is_untold = false;
-                    paid += BUSY_TOLD_EVERY;
-                    self.send(TelemetryV2::Workers(self.workers())).await?;
-                }
-                _ = workers.changed() => {
+                // What has to wait waits for no more than this, and until then nothing else is of interest.
+                is_due = async {
+                    match is_untold {
+                        true => tokio::time::sleep_until(paid - BUSY_TOLD_BURST).await,
+                        false => drop(workers.changed().await),
+                    }
+                    is_untold
+                } => {
                     workers.mark_unchanged();
                     let (essence, now) = (hive.workers.essence(), Instant::now());
-                    if essence == told_essence && paid > now + BUSY_TOLD_BURST {
-                        is_untold = true;
+                    is_untold = !is_due && essence == told_essence && paid > now + BUSY_TOLD_BURST;
+                    if is_untold {
                         continue;
                     }
-                    (told_essence, is_untold) = (essence, false);
+                    told_essence = essence;
                     paid = paid.max(now) + BUSY_TOLD_EVERY;
                     self.send(TelemetryV2::Workers(self.workers())).await?;
                     // Who came or went has taken or given memory.

@@ -2,6 +2,7 @@
 
 use crate::hive::patience::{DEADLINE_HEADER, Patience};
 use crate::hive::speed::Meter;
+use crate::hive::workers::Worker;
 use crate::hive::{Hive, handover, heartbeats, link, logs, metrics, operations};
 use crate::http::router::{self, Params, Route};
 use crate::http::server::Service;
@@ -156,8 +157,10 @@ async fn create_job(hive: &Arc<Hive>, request: Request) -> Result<Response, Fail
 /// A worker's own route. What takes a slot is counted as a busy slot until its last byte has been taken over.
 async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) -> Result<Response, Failure> {
     let (id, rest) = (params.get(0), params.get(1));
-    let worker = hive.workers.get(id)?;
-    let is_foreign = !worker.pool.target().is_unix();
+    let about =
+        |worker: &Worker| (worker.pool.clone(), worker.info.model.clone(), worker.info.device.clone());
+    let (pool, model, device) = hive.workers.look(id, about)?;
+    let is_foreign = !pool.target().is_unix();
     let is_work = is_work(request.method(), rest, is_foreign);
     if is_work {
         hive.takes_work()?;
@@ -168,7 +171,7 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
     let patience = (is_work && is_foreign).then(|| Patience::new(request.header(DEADLINE_HEADER), now_ms()));
     let request_id = request.id.clone();
     let forwarded = request.forward(&format!("/{rest}{query}"))?;
-    let asking = worker.pool.send(forwarded);
+    let asking = pool.send(forwarded);
     let answer = match patience {
         Some(patience) => patience.head(asking).await?,
         None => asking.await,
@@ -180,10 +183,10 @@ async fn relay_to_worker(hive: &Arc<Hive>, params: &Params, request: Request) ->
         )
     })?;
     let Some(busy) = busy else { return Ok(relay::relay(answer, relay::Unwatched, ())) };
-    let weights = hive.needs.known(&worker.info.model).map_or(0, |needs| needs.weights_bytes);
+    let weights = hive.needs.known(&model).map_or(0, |needs| needs.weights_bytes);
     let (workers, own) = (hive.workers.clone(), id.to_owned());
-    let is_alone = move || workers.get(&own).is_ok_and(|worker| worker.info.slots_busy == 1);
-    let meter = Meter::new(hive.speeds.clone(), worker.info.device, weights, is_alone);
+    let is_alone = move || workers.look(&own, |worker| worker.info.slots_busy).is_ok_and(|busy| busy == 1);
+    let meter = Meter::new(hive.speeds.clone(), device, weights, is_alone);
     Ok(match patience {
         Some(patience) => relay::relay(patience.body(answer, &request_id), meter, busy),
         None => relay::relay(answer, meter, busy),

@@ -21,22 +21,21 @@ impl Workers {
 
     /// Takes an idle worker out of service, so that its memory can go to another; refused while anybody has use for it.
     pub fn give_up(&self, id: &str) -> Result<(), Failure> {
-        let mut outcome = self.get(id).map(drop);
+        let mut given_up = None;
         self.table.send_if_modified(|table| {
             let Some(worker) = table.get_mut(id) else { return false };
             if !worker.is_unused() {
                 let what = if worker.info.pinned { "pinned" } else { worker.info.state.name() };
-                outcome = Err(Failure::new(
-                    Code::Conflict,
-                    format!("worker {id} is {what}, and not to be given up"),
-                ));
+                let why = format!("worker {id} is {what}, and not to be given up");
+                given_up = Some(Err(Failure::new(Code::Conflict, why)));
                 return false;
             }
             worker.drains += 1;
             worker.info.state = WorkerState::Draining;
+            given_up = Some(Ok(()));
             true
         });
-        outcome
+        given_up.unwrap_or_else(|| Err(self.not_here(id)))
     }
 
     /// Has a worker, whatever its state, take no new requests for good.
@@ -79,21 +78,22 @@ impl Workers {
     /// Counts a request at a worker for as long as the value lives. Refused under the same lock that takes it out of service: a
     /// request that is counted is waited for.
     pub fn busy(self: &Arc<Self>, id: &str) -> Result<Busy, Failure> {
-        let mut outcome = self.get(id).map(drop);
+        let mut taken = None;
         self.table.send_if_modified(|table| {
             let Some(worker) = table.get_mut(id) else { return false };
             let state = worker.info.state;
             if worker.drains > 0 || !(state.serves() || state.is_coming()) {
                 let why = format!("worker {id} ({}) takes no new requests", state.name());
-                outcome = Err(Failure::new(Code::ShuttingDown, why));
+                taken = Some(Err(Failure::new(Code::ShuttingDown, why)));
                 return false;
             }
             worker.info.slots_busy += 1;
             touch(worker);
-            outcome = Ok(());
+            taken = Some(Ok(()));
             true
         });
-        outcome.map(|()| Busy { workers: self.clone(), id: id.to_owned() })
+        taken.unwrap_or_else(|| Err(self.not_here(id)))?;
+        Ok(Busy { workers: self.clone(), id: id.to_owned() })
     }
 }
 

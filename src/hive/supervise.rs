@@ -428,16 +428,17 @@ async fn load(
     }
 }
 
-/// Ends when the worker has been idle for the hive's limit. The clock starts again with every request.
+/// Ends when the worker has been idle for the hive's limit. The clock starts again with every request, which is looked at only
+/// when it has run down: requests come by the thousand, and it seldom does.
 async fn idle(workers: &Workers, id: &str) {
     let (mut table, mut told) = (workers.watch(), workers.idle_ttl_changes());
     loop {
         let unused =
             table.borrow_and_update().get(id).filter(|worker| worker.is_unused()).map(|worker| worker.used);
-        match unused {
-            Some(since) => tokio::select! {
-                () = tokio::time::sleep_until(since + workers.idle_ttl()) => return,
-                _ = table.changed() => {}
+        match unused.map(|since| since + workers.idle_ttl()) {
+            Some(end) if end <= Instant::now() => return,
+            Some(end) => tokio::select! {
+                () = tokio::time::sleep_until(end) => {}
                 _ = told.changed() => {}
             },
             // Busy, pinned or on its way out: nothing to time until something changes. Gone: the life itself ends elsewhere.

@@ -171,10 +171,17 @@ impl Workers {
     }
 
     pub fn get(&self, id: &str) -> Result<Worker, Failure> {
-        self.table.borrow().get(id).cloned().ok_or_else(|| {
-            let unknown = format!("this hive runs no worker {id}; see `rbee workers list`");
-            self.ends.not_running(id, Failure::new(Code::WorkerNotFound, unknown))
-        })
+        self.look(id, Worker::clone)
+    }
+
+    /// Looks at a worker where it stands, which costs less than a copy of it.
+    pub fn look<T>(&self, id: &str, at: impl FnOnce(&Worker) -> T) -> Result<T, Failure> {
+        self.table.borrow().get(id).map(at).ok_or_else(|| self.not_here(id))
+    }
+
+    pub(super) fn not_here(&self, id: &str) -> Failure {
+        let unknown = format!("this hive runs no worker {id}; see `rbee workers list`");
+        self.ends.not_running(id, Failure::new(Code::WorkerNotFound, unknown))
     }
 
     /// Memory of a device that is promised to workers that have not taken it yet.
