@@ -161,6 +161,16 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         queen.has_hives(1);
         let listed = done(&place, &["hive", "list", "--queen", &url]).0;
         assert!(listed.contains("one") && listed.contains(&host) && listed.contains("online"), "{listed}");
+        // Of a queen that it is not linked to it is away, for programs, too.
+        let elsewhere = Place::new();
+        let other = Daemon::start(&elsewhere, "queen serve", &[]).url();
+        for (url, state) in [(&url, "online"), (&other, "away")] {
+            let listed: Value =
+                serde_json::from_str(&done(&place, &["hive", "list", "--json", "--queen", url]).0).unwrap();
+            let told = ["name", "host", "state"].map(|field| listed[0][field].as_str());
+            assert_eq!(told, [Some("one"), Some(host.as_str()), Some(state)], "{listed}");
+            assert!(listed[0]["workers"].is_array() && listed.as_array().unwrap().len() == 1);
+        }
         let keys = done(&place, &["key", "list", "--json"]).0;
         assert!(keys.contains("\"one\"") && keys.contains("\"hive\""), "{keys}");
         refused(&place, &line, "a hive is already called `one`");

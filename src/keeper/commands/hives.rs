@@ -29,12 +29,23 @@ fn writing(error: std::io::Error) -> KeeperError {
 
 pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
     let hives = Server::of(settings)?.get::<Hives>("/v1/hives", render).await?.hives;
-    if render.is_json() {
-        return render.value(&json!(hives)).map_err(writing);
-    }
     let nodes = remote::nodes(settings)?.all();
+    let is_away = |node: &&Node| hives.iter().all(|hive| hive.name != node.name);
+    let away: Vec<&Node> = nodes.iter().filter(is_away).collect();
+    if render.is_json() {
+        let linked = hives.iter().map(|hive| {
+            let mut told = json!(hive);
+            told["host"] = host(hive, &nodes).into();
+            told
+        });
+        let away = away.iter().map(|node| {
+            let (host, version) = (&node.address.destination, &node.version);
+            json!({"name": node.name, "host": host, "state": AWAY, "version": version, "devices": [], "workers": [], "models": []})
+        });
+        return render.value(&linked.chain(away).collect()).map_err(writing);
+    }
     let mut rows: Vec<Vec<String>> = hives.iter().map(|hive| row(hive, &nodes)).collect();
-    for node in nodes.iter().filter(|node| hives.iter().all(|hive| hive.name != node.name)) {
+    for node in away {
         let (host, version) = (node.address.destination.clone(), node.version.clone());
         let unknown = String::new;
         rows.push(vec![node.name.clone(), host, AWAY.into(), unknown(), version, unknown(), unknown()]);
@@ -45,9 +56,21 @@ pub async fn list(settings: &Settings, render: &Render) -> Result<(), KeeperErro
 fn row(hive: &HiveInfo, nodes: &[Node]) -> Vec<String> {
     // As status shows it: name, state, version, time up, devices, models.
     let [name, state, version, _, devices, _] = <[String; 6]>::try_from(hive_row(hive)).unwrap_or_default();
+    vec![
+        name,
+        host(hive, nodes),
+        state,
+        ago(hive.last_seen),
+        version,
+        devices,
+        hive.workers.len().to_string(),
+    ]
+}
+
+/// Where ssh finds it, if it was installed from here, else where it listens.
+fn host(hive: &HiveInfo, nodes: &[Node]) -> String {
     let node = nodes.iter().find(|node| node.name == hive.name);
-    let host = node.map_or_else(|| hive.listen.clone(), |node| node.address.destination.clone());
-    vec![name, host, state, ago(hive.last_seen), version, devices, hive.workers.len().to_string()]
+    node.map_or_else(|| hive.listen.clone(), |node| node.address.destination.clone())
 }
 
 pub async fn get(settings: &Settings, render: &Render) -> Result<(), KeeperError> {
