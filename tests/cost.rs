@@ -1,5 +1,7 @@
-//! What the way through queen and hive costs, beside the engine's own socket and nginx as a plain proxy, in one run. A
-//! figure, not a check: asked for by name.
+//! What the way through queen and hive costs, beside the engine's own socket and nginx as a plain proxy, in one run: once, and
+//! twice in a row, as there are two processes between a client and an engine here, too. A figure, not a check: asked for
+//! by name. Where waking another processor is dear, as in a virtual machine, that is most of what a hop costs; under
+//! `taskset -c 0` it does not count, and every instruction on the way does.
 
 use crate::builds::Shop;
 use crate::scripted;
@@ -51,10 +53,23 @@ fn tokens(body: &[u8]) -> usize {
     body.windows(6).filter(|window| *window == b"\" bee\"").count()
 }
 
-/// nginx as a plain proxy before the engine.
-fn nginx(place: &Place, engine: &str) -> Option<(Child, Target)> {
+/// nginx as a plain proxy before an address; it ends with the value.
+struct Nginx {
+    child: Child,
+    target: Target,
+    address: String,
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn nginx(place: &Place, name: &str, engine: &str) -> Option<Nginx> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let root = place.path("nginx");
+    let root = place.path(name);
     std::fs::create_dir(&root).unwrap();
     let root = root.display();
     let configuration = format!(
@@ -64,14 +79,15 @@ fn nginx(place: &Place, engine: &str) -> Option<(Child, Target)> {
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
          proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_buffering off; }} }} }}"
     );
-    let path = place.path("nginx.conf");
+    let path = place.path(&format!("{name}.conf"));
     std::fs::write(&path, configuration).unwrap();
     let child = Command::new("nginx").arg("-c").arg(&path).stdin(Stdio::null()).spawn().ok()?;
-    let target = Target::parse(&format!("http://127.0.0.1:{port}")).unwrap();
+    let address = format!("127.0.0.1:{port}");
+    let target = Target::parse(&format!("http://{address}")).unwrap();
     crate::support::node::until("nginx listens", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
     });
-    Some((child, target))
+    Some(Nginx { child, target, address })
 }
 
 async fn latencies(ways: &[Way]) {
@@ -206,27 +222,25 @@ fn added_latency_and_memory() {
         let engine = engine.expect("the engine runs");
         let parse = |url: &str| Target::parse(url).unwrap();
         let way = |name, target, path: &str| Way { name, target, path: path.into(), model: model.clone() };
+        const QUEEN: usize = 2;
         let mut ways = vec![
             way("engine", parse(&format!("http://{engine}")), CHAT),
             way("hive", parse(&hive.url()), &format!("/v1/workers/{id}{CHAT}")),
             way("queen", parse(&queen.url()), CHAT),
         ];
-        let proxy = nginx(&place, &engine);
-        match &proxy {
-            Some((_, target)) => {
-                ways.insert(1, way("nginx", target.clone(), CHAT));
+        let once = nginx(&place, "nginx", &engine);
+        let twice = once.as_ref().and_then(|once| nginx(&place, "nginx2", &once.address));
+        for (name, proxy) in [("nginx", &once), ("nginx x2", &twice)] {
+            match proxy {
+                Some(proxy) => ways.push(way(name, proxy.target.clone(), CHAT)),
+                None => eprintln!("skipped in part: there is no nginx"),
             }
-            None => eprintln!("skipped in part: there is no nginx"),
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             latencies(&ways).await;
             throughput(&ways).await;
-            many(ways.last().unwrap(), &[("queen", queen.pid()), ("hive", hive.pid())]).await;
+            many(&ways[QUEEN], &[("queen", queen.pid()), ("hive", hive.pid())]).await;
         });
-        if let Some((mut child, _)) = proxy {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
     });
 }

@@ -163,8 +163,8 @@ fn a_hive_is_installed_over_ssh_serves_survives_its_update_and_leaves_no_trace()
         assert!(listed.contains("one") && listed.contains(&host) && listed.contains("online"), "{listed}");
         // Of a queen that it is not linked to it is away, for programs, too.
         let elsewhere = Place::new();
-        let other = Daemon::start(&elsewhere, "queen serve", &[]).url();
-        for (url, state) in [(&url, "online"), (&other, "away")] {
+        let other = Daemon::start(&elsewhere, "queen serve", &[]);
+        for (url, state) in [(&url, "online"), (&other.url(), "away")] {
             let listed: Value =
                 serde_json::from_str(&done(&place, &["hive", "list", "--json", "--queen", url]).0).unwrap();
             let told = ["name", "host", "state"].map(|field| listed[0][field].as_str());
