@@ -4,6 +4,7 @@
 use crate::http::reply::BoxError;
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
+use http::header::HeaderName;
 use http_body::{Body, Frame};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 /// The header of a request's deadline, in milliseconds since the epoch.
-pub const DEADLINE_HEADER: &str = "x-request-deadline";
+pub const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-request-deadline");
 /// Before the first piece: a long prompt on a slow processor, or a whole answer that is sent at once, is silent so long
 /// without being stuck.
 pub const FIRST_PIECE_MAX: Duration = Duration::from_secs(1_800);

@@ -109,7 +109,7 @@ impl Meter {
 impl Watcher for Meter {
     fn piece(&mut self, bytes: &Bytes) {
         // A frame is an event, or several that came together; a comment that keeps the stream alive is none.
-        let events = bytes.windows(6).filter(|window| *window == b"data: ").count() as u32;
+        let events = memchr::memmem::find_iter(bytes, b"data: ").count() as u32;
         if events == 0 {
             return;
         }

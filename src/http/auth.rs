@@ -5,6 +5,8 @@ use crate::http::{Peer, Request};
 use crate::keys::{self, Key, Kind, Ring};
 use crate::wire::digest::Digest;
 use crate::wire::{Code, Failure};
+use http::header::{AUTHORIZATION, AsHeaderName, HOST, HeaderName, ORIGIN};
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use subtle::ConstantTimeEq;
 
 /// Paths that need no key: they say that the daemon lives, and no more.
 const OPEN_PATHS: &[&str] = &["/health", "/v1/health"];
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Where a node shows a join token; the route itself looks at it.
 pub const JOIN_PATH: &str = "/v1/join";
 /// All that a hive's key opens.
@@ -96,11 +99,11 @@ impl Guard {
 
     pub fn check(&self, request: &Request) -> Result<Holder, Failure> {
         let Peer::Tcp { local, .. } = request.peer else { return Ok(Holder::Nobody) };
-        once(request, "host")?;
-        once(request, "authorization")?;
-        once(request, "origin")?;
+        once(request, &HOST)?;
+        once(request, &AUTHORIZATION)?;
+        once(request, &ORIGIN)?;
         let key = self.key_of(request);
-        let named = request.headers().get("host").map(|host| host.to_str().unwrap_or(""));
+        let named = request.headers().get(HOST).map(|host| host.to_str().unwrap_or(""));
         // Of a request that was written for a proxy both are looked at: who stands before us may go by either.
         let target = request.inner.uri().authority().map(|authority| authority.as_str());
         let host = named.or(target);
@@ -121,7 +124,7 @@ impl Guard {
                 format!("this daemon does not answer to the host `{foreign}`"),
             ));
         }
-        if let Some(origin) = request.headers().get("origin") {
+        if let Some(origin) = request.headers().get(ORIGIN) {
             let same = origin
                 .to_str()
                 .ok()
@@ -131,7 +134,7 @@ impl Guard {
                 return Err(Failure::new(Code::Forbidden, "requests from another origin are refused"));
             }
         }
-        if request.header("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        if request.header(SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
             return Err(Failure::new(Code::Forbidden, "requests from another site are refused"));
         }
         if OPEN_PATHS.contains(&request.path()) || is_joining {
@@ -191,7 +194,7 @@ impl Guard {
 }
 
 /// What decides who is let in may stand in a request once: of two, another server on the way may have looked at the other.
-pub(super) fn once(request: &Request, header: &str) -> Result<(), Failure> {
+pub(super) fn once(request: &Request, header: impl AsHeaderName + Display + Copy) -> Result<(), Failure> {
     if request.headers().get_all(header).iter().nth(1).is_some() {
         return Err(Failure::invalid(format!("a request has one `{header}` header, not several")));
     }
@@ -200,7 +203,7 @@ pub(super) fn once(request: &Request, header: &str) -> Result<(), Failure> {
 
 /// The secret that a request shows.
 pub fn bearer(request: &Request) -> Option<&str> {
-    let (scheme, secret) = request.header("authorization")?.split_once(' ')?;
+    let (scheme, secret) = request.header(AUTHORIZATION)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
 }
 

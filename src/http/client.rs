@@ -172,17 +172,27 @@ pub async fn send(
 #[derive(Debug)]
 pub struct Connection {
     target: Target,
+    /// What every request says: to whom it goes, and the key it shows.
+    host: HeaderValue,
+    key: Option<HeaderValue>,
     sender: hyper::client::conn::http1::SendRequest<Body>,
 }
 
 impl Connection {
     pub async fn open(target: &Target) -> Result<Self, ClientError> {
+        let host = HeaderValue::from_str(&target.host_header())
+            .map_err(|_| ClientError::BadTarget(target.to_string()))?;
+        let key = target.shown().and_then(|key| HeaderValue::from_str(&format!("Bearer {key}")).ok());
+        let key = key.map(|mut key| {
+            key.set_sensitive(true);
+            key
+        });
         let sender = match connect(target).await? {
             Stream::Tcp(stream) => handshake(target, stream).await,
             Stream::Tls(stream) => handshake(target, *stream).await,
             Stream::Unix(stream) => handshake(target, stream).await,
         };
-        Ok(Connection { target: target.clone(), sender: sender? })
+        Ok(Connection { target: target.clone(), host, key, sender: sender? })
     }
 
     /// Whether the server still listens, as far as that can be known without asking.
@@ -195,7 +205,7 @@ impl Connection {
         &mut self,
         mut request: http::Request<Body>,
     ) -> Result<http::Response<Incoming>, ClientError> {
-        self.address(&mut request)?;
+        self.address(&mut request);
         let asking = |e| ClientError::Exchange(self.target.to_string(), e);
         self.sender.ready().await.map_err(asking)?;
         self.sender.send_request(request).await.map_err(asking)
@@ -206,7 +216,7 @@ impl Connection {
         &mut self,
         mut request: http::Request<Body>,
     ) -> Result<Result<http::Response<Incoming>, http::Request<Body>>, ClientError> {
-        self.address(&mut request)?;
+        self.address(&mut request);
         if self.sender.ready().await.is_err() {
             return Ok(Err(request));
         }
@@ -219,19 +229,12 @@ impl Connection {
         }
     }
 
-    /// Says to whom it goes, and shows the key.
-    fn address(&self, request: &mut http::Request<Body>) -> Result<(), ClientError> {
-        let target = &self.target;
-        let host = HeaderValue::from_str(&target.host_header())
-            .map_err(|_| ClientError::BadTarget(target.to_string()))?;
-        request.headers_mut().insert(HOST, host);
-        if let Some(key) = target.shown()
-            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
-        {
-            value.set_sensitive(true);
-            request.headers_mut().insert(AUTHORIZATION, value);
+    fn address(&self, request: &mut http::Request<Body>) {
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        if let Some(key) = &self.key {
+            headers.insert(AUTHORIZATION, key.clone());
         }
-        Ok(())
     }
 }
 
@@ -347,7 +350,11 @@ pub async fn ask<T: DeserializeOwned>(target: &Target, request: http::Request<Bo
 }
 
 /// An answer's body, or the failure it tells of.
-pub async fn whole(answer: http::Response<Incoming>) -> Result<Bytes, Failure> {
+pub async fn whole<B>(answer: http::Response<B>) -> Result<Bytes, Failure>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<reply::BoxError>,
+{
     let status = answer.status();
     let bytes = crate::http::request::read(answer.into_body(), ANSWER_BYTES_MAX).await?;
     if status.is_success() { Ok(bytes) } else { Err(Failure::from_body(status.as_u16(), &bytes)) }

@@ -6,17 +6,19 @@
 //! as the protocol allows, so that unread streams can never starve the others. The reset limits guard a server against
 //! strangers; on a link both ends are ours, and a fleet's clients may well leave by the thousand.
 
+mod caller;
 mod gathered;
 
+pub use caller::{Caller, Streamed, call};
+
 use crate::http::server::Service;
-use crate::http::{Body, Peer, Request, auth::Guard, client, reply};
+use crate::http::{Peer, Request, auth::Guard, client, reply};
 use crate::shutdown::Shutdown;
 use crate::wire::version::Peer as Build;
 use crate::wire::{Failure, PROTOCOL, PROTOCOL_OLDEST, VERSION};
 use gathered::Gathered;
 use http::header::{CONNECTION, UPGRADE};
 use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
@@ -61,6 +63,10 @@ pub enum LinkError {
     Timeout,
     #[error("the link broke")]
     Broken(#[source] hyper::Error),
+    #[error("the link was lost")]
+    Lost(#[source] h2::Error),
+    #[error("the hive did not answer a ping within {} s", PING_ANSWER_MAX.as_secs())]
+    Silent,
 }
 
 /// What a dialling hive says of itself.
@@ -208,45 +214,6 @@ pub async fn serve<S: Service>(
             }
         }
     }
-}
-
-/// The queen's end: a cloneable way to ask the hive.
-#[derive(Debug, Clone)]
-pub struct Caller(SendRequest<Body>);
-
-impl Caller {
-    pub async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Incoming>, LinkError> {
-        // HTTP/2 multiplexes: a clone is another stream of the same connection.
-        self.0.clone().send_request(request).await.map_err(LinkError::Broken)
-    }
-
-    pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
-    }
-}
-
-/// Starts the queen's end; the second value runs the link and ends with it.
-pub async fn call(
-    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-) -> Result<(Caller, impl Future<Output = Result<(), LinkError>> + Send), LinkError> {
-    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_max_send_streams(STREAMS_MAX as usize)
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
-        .max_concurrent_reset_streams(PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWER_MAX)
-        .keep_alive_while_idle(true)
-        .handshake(Gathered::new(io))
-        .await
-        .map_err(LinkError::Broken)?;
-    Ok((Caller(sender), async move { connection.await.map_err(LinkError::Broken) }))
 }
 
 /// A link's transport inside one process, for `rbee serve`.

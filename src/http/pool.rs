@@ -44,7 +44,8 @@ impl Pool {
                 Err(unsent) => request = unsent,
             }
         }
-        let mut connection = Connection::open(&self.target).await?;
+        // Seldom gone, and large: kept out of what every request carries with it.
+        let mut connection = Box::pin(Connection::open(&self.target)).await?;
         let answer = connection.send(request).await?;
         Ok(self.lend(answer, connection))
     }

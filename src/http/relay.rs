@@ -4,8 +4,9 @@
 use crate::http::Response;
 use crate::http::reply::{BoxError, HOP_BY_HOP};
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,8 @@ use tokio::sync::mpsc;
 
 /// Frames that wait for a client.
 pub const FRAMES_PENDING_MAX: usize = 256;
+/// Frames that are taken over at once, when an answer begins.
+pub const FRAMES_AT_ONCE_MAX: usize = 16;
 /// How long a client may leave that buffer full.
 pub const STALL_MAX: Duration = Duration::from_secs(30);
 
@@ -57,37 +60,40 @@ where
     H: Send + 'static,
 {
     let (mut head, mut body) = answer.into_parts();
-    for name in HOP_BY_HOP {
-        head.headers.remove(*name);
+    for name in &HOP_BY_HOP {
+        head.headers.remove(name);
     }
     head.version = http::Version::default();
     head.extensions.clear();
-    let (sender, frames) = mpsc::channel(FRAMES_PENDING_MAX);
-    let is_whole = Arc::new(AtomicBool::new(false));
-    let relayed = Relayed { frames, is_whole: is_whole.clone() };
-    // A short answer is there as a whole, and goes on with its head in one write.
-    if pass_what_is_there(&mut body, &sender, &mut watcher) {
-        is_whole.store(true, Ordering::Release);
-    } else {
-        tokio::spawn(async move {
-            // Said before the sender goes: an end without it is none.
-            if pass(body, &sender, watcher, stall_max).await {
-                is_whole.store(true, Ordering::Release);
-            }
-            drop(sender);
-            drop(held);
-        });
-    }
-    Response::from_parts(head, relayed.boxed_unsync())
+    let mut there = VecDeque::new();
+    // A short answer is there as a whole: it goes on with its head in one write, and tells its length.
+    let rest = match take_what_is_there(&mut body, &mut there, &mut watcher) {
+        true => None,
+        false => {
+            let (sender, frames) = mpsc::channel(FRAMES_PENDING_MAX);
+            let is_whole = Arc::new(AtomicBool::new(false));
+            let rest = Rest { frames, is_whole: is_whole.clone() };
+            tokio::spawn(async move {
+                // Said before the sender goes: an end without it is none.
+                if pass(body, &sender, watcher, stall_max).await {
+                    is_whole.store(true, Ordering::Release);
+                }
+                drop(sender);
+                drop(held);
+            });
+            Some(rest)
+        }
+    };
+    Response::from_parts(head, Relayed { there, rest }.boxed_unsync())
 }
 
 /// Takes over what needs no waiting. Tells whether that was all.
-fn pass_what_is_there<B>(body: &mut B, client: &mpsc::Sender<Item>, watcher: &mut impl Watcher) -> bool
+fn take_what_is_there<B>(body: &mut B, there: &mut VecDeque<Item>, watcher: &mut impl Watcher) -> bool
 where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    while let Ok(place) = client.try_reserve() {
+    while there.len() < FRAMES_AT_ONCE_MAX {
         // Whoever waits for what is still to come asks again.
         match Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => return false,
@@ -96,10 +102,10 @@ where
                 if let Some(bytes) = frame.data_ref() {
                     watcher.piece(bytes);
                 }
-                place.send(Ok(frame));
+                there.push_back(Ok(frame));
             }
             Poll::Ready(Some(Err(error))) => {
-                place.send(last_word(error.into(), watcher));
+                there.push_back(last_word(error.into(), watcher));
                 return true;
             }
         }
@@ -155,7 +161,15 @@ where
     }
 }
 
+/// An answer on its way to a client.
 struct Relayed {
+    /// What was there when it began.
+    there: VecDeque<Item>,
+    /// What was not, if that was not all.
+    rest: Option<Rest>,
+}
+
+struct Rest {
     frames: mpsc::Receiver<Item>,
     /// All has been put into `frames`. Without it their end is where this relay gave up.
     is_whole: Arc<AtomicBool>,
@@ -170,16 +184,32 @@ impl http_body::Body for Relayed {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        self.frames.poll_recv(cx).map(|item| match item {
+        if let Some(item) = self.there.pop_front() {
+            return Poll::Ready(Some(item));
+        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        rest.frames.poll_recv(cx).map(|item| match item {
             // A clean end would have the client take a part for the whole.
-            None if !self.is_whole.load(Ordering::Acquire) => Some(Err(GivenUp.into())),
+            None if !rest.is_whole.load(Ordering::Acquire) => Some(Err(GivenUp.into())),
             item => item,
         })
     }
 
     /// Known early, the end goes with the last piece.
     fn is_end_stream(&self) -> bool {
-        self.frames.is_closed() && self.frames.is_empty() && self.is_whole.load(Ordering::Acquire)
+        let is_over = |rest: &Rest| {
+            rest.frames.is_closed() && rest.frames.is_empty() && rest.is_whole.load(Ordering::Acquire)
+        };
+        self.there.is_empty() && self.rest.as_ref().is_none_or(is_over)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let data = |item: &Item| item.as_ref().ok()?.data_ref().map(|bytes| bytes.len() as u64);
+        let whole = match self.rest {
+            None => self.there.iter().map(data).sum::<Option<u64>>(),
+            Some(_) => None,
+        };
+        whole.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -190,7 +220,8 @@ mod tests {
 
     /// A source that ends in order when its sender goes.
     fn whole(frames: mpsc::Receiver<Item>) -> Relayed {
-        Relayed { frames, is_whole: Arc::new(AtomicBool::new(true)) }
+        let rest = Rest { frames, is_whole: Arc::new(AtomicBool::new(true)) };
+        Relayed { there: VecDeque::new(), rest: Some(rest) }
     }
 
     struct Held(Arc<AtomicBool>);
@@ -220,6 +251,7 @@ mod tests {
         let freed = Arc::new(AtomicBool::new(false));
         let body = relay(http::Response::new(whole(frames)), Unwatched, Held(freed.clone())).into_body();
         assert!(freed.load(Ordering::SeqCst) && !body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(5));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
     }
 

@@ -1,10 +1,12 @@
 //! A request as a role's service sees it, and the bounded ways to read its body.
 
 use crate::http::auth::Holder;
+use crate::http::reply::BoxError;
 use crate::http::{Body, reply};
 use crate::wire::{Code, Failure};
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::HeaderValue;
+use http::header::{AsHeaderName, CONTENT_TYPE, HeaderName};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
@@ -17,6 +19,17 @@ pub const BODY_BYTES_MAX: usize = 32 << 20;
 pub const CONTROL_BYTES_MAX: usize = 8 << 20;
 /// How long a client may take to send a body.
 pub const BODY_READ_MAX: Duration = Duration::from_secs(60);
+
+/// A request's name in every log on its way.
+pub const ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An id as a header. No two are the same, so that HTTP/2 should not keep them in its table of headers seen before: what is
+/// marked like this it does not keep.
+pub fn id_value(id: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(id).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
 
 /// Where a request came from, which decides what the guard asks of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +67,13 @@ impl Request {
         self.inner.headers()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: impl AsHeaderName) -> Option<&str> {
         self.inner.headers().get(name)?.to_str().ok()
     }
 
     /// Whether its body says that it is of this media type, whatever parameters it adds.
     pub fn is_of_type(&self, media_type: &str) -> bool {
-        let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
+        let content_type = self.header(CONTENT_TYPE).unwrap_or("");
         content_type.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(media_type)
     }
 
@@ -74,21 +87,25 @@ impl Request {
     }
 
     /// The whole body, no longer than `limit` and no slower than [`BODY_READ_MAX`].
-    pub async fn bytes(self, limit: usize) -> Result<Bytes, Failure> {
-        read(self.inner.into_body(), limit).await
+    pub fn bytes(self, limit: usize) -> impl Future<Output = Result<Bytes, Failure>> + Send {
+        read(self.inner.into_body(), limit)
     }
 
     /// A body that says it is JSON, as it came. The content type is demanded: a browser can send a form across origins,
     /// but not this.
-    pub async fn json_bytes(self, limit: usize) -> Result<Bytes, Failure> {
-        if !self.is_of_type("application/json") {
-            let content_type = self.header(CONTENT_TYPE.as_str()).unwrap_or("");
-            return Err(Failure::new(
-                Code::UnsupportedMediaType,
-                format!("send JSON with `content-type: application/json` (got `{content_type}`)"),
-            ));
+    pub fn json_bytes(self, limit: usize) -> impl Future<Output = Result<Bytes, Failure>> + Send {
+        let told = if self.is_of_type("application/json") {
+            Ok(())
+        } else {
+            let content_type = self.header(CONTENT_TYPE).unwrap_or("");
+            let how = format!("send JSON with `content-type: application/json` (got `{content_type}`)");
+            Err(Failure::new(Code::UnsupportedMediaType, how))
+        };
+        let reading = self.bytes(limit);
+        async move {
+            told?;
+            reading.await
         }
-        self.bytes(limit).await
     }
 
     pub async fn json<T: DeserializeOwned>(self, limit: usize) -> Result<T, Failure> {
@@ -104,13 +121,13 @@ impl Request {
             .body(body.map_err(Into::into).boxed_unsync())
             .map_err(|_| Failure::invalid(format!("`{path_and_query}` is not a path that can be relayed")))?;
         for (name, value) in &head.headers {
-            let hop = reply::HOP_BY_HOP.contains(&name.as_str()) && name != http::header::CONTENT_LENGTH;
+            let hop = reply::HOP_BY_HOP.contains(name) && name != http::header::CONTENT_LENGTH;
             if !hop && name != http::header::HOST && name != http::header::AUTHORIZATION {
                 request.headers_mut().append(name, value.clone());
             }
         }
-        if let Ok(id) = http::HeaderValue::from_str(&self.id) {
-            request.headers_mut().insert("x-request-id", id);
+        if let Some(id) = id_value(&self.id) {
+            request.headers_mut().insert(ID_HEADER, id);
         }
         Ok(request)
     }
@@ -122,7 +139,11 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
 }
 
 /// A whole body of a known bound, from either end of a connection.
-pub async fn read(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+pub async fn read<B>(body: B, limit: usize) -> Result<Bytes, Failure>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     match tokio::time::timeout(BODY_READ_MAX, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::new(

@@ -42,6 +42,12 @@ pub fn find<E: Copy>(table: &[Route<E>], method: &str, path: &str) -> Result<(E,
 }
 
 fn matches(pattern: &str, path: &str) -> Option<Params> {
+    // Most patterns are none of a path's, which the first bytes tell.
+    let same =
+        pattern.bytes().zip(path.bytes()).take_while(|(ours, its)| ours == its && *ours != b'{').count();
+    if pattern.as_bytes().get(same).is_some_and(|next| *next != b'{') {
+        return None;
+    }
     let mut params = Vec::new();
     let mut rest = path.strip_prefix('/')?;
     let mut parts = pattern.strip_prefix('/')?.split('/').peekable();

@@ -2,11 +2,11 @@
 //! end in order: refuse new connections, let the ones at work finish, cut what is left when told to stop.
 
 use crate::http::auth::{Guard, Holder};
-use crate::http::{Peer, Request, Response, reply};
+use crate::http::{Peer, Request, Response, reply, request};
 use crate::shutdown::Shutdown;
 use crate::wire::version::{PROTOCOL_HEADER, VERSION_HEADER};
 use crate::wire::{Failure, PROTOCOL, VERSION};
-use http::header::HeaderValue;
+use http::header::{HeaderName, HeaderValue};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,6 +31,8 @@ const HEAD_BYTES_READ_MAX: usize = 2 * HEAD_BYTES_MAX;
 const HEADERS_READ_MAX: usize = 256;
 /// The longest request id taken over from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+const PROTOCOL_NAME: HeaderName = HeaderName::from_static(PROTOCOL_HEADER);
+const VERSION_NAME: HeaderName = HeaderName::from_static(VERSION_HEADER);
 /// The pause after an accept that failed for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -140,7 +142,7 @@ pub async fn answer<S: Service>(
     service: &S,
     guard: &Guard,
 ) -> Response {
-    let id = request_id(inner.headers().get("x-request-id"));
+    let id = request_id(inner.headers().get(request::ID_HEADER));
     let mut request = Request { inner, id: id.clone(), peer, holder: Holder::Nobody };
     let span = tracing::debug_span!("request", id, method = %request.method(), path = request.path());
     let too_large = head_too_large(&request);
@@ -159,12 +161,16 @@ pub async fn answer<S: Service>(
     if is_too_large {
         *response.status_mut() = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     }
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", value);
+    // Over a link a queen answers in her own name: she says all of this herself.
+    if peer == Peer::Link {
+        return response;
+    }
+    if let Some(value) = request::id_value(&id) {
+        response.headers_mut().insert(request::ID_HEADER, value);
     }
     // B4: whoever asks can tell whether the two understand each other.
-    response.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL));
-    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
+    response.headers_mut().insert(PROTOCOL_NAME, HeaderValue::from(PROTOCOL));
+    response.headers_mut().insert(VERSION_NAME, HeaderValue::from_static(VERSION));
     response
 }
 

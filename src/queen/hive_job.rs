@@ -1,7 +1,7 @@
 //! A job that runs on a hive, seen from the queen. It keeps one id on both sides. If the link drops, the hive's job goes on,
 //! and the queen takes its events up again where she left off, for a while.
 
-use crate::http::link::Caller;
+use crate::http::link::{Caller, Streamed};
 use crate::http::{client, reply, request, sse};
 use crate::job::{Context, Outcome};
 use crate::queen::Queen;
@@ -210,7 +210,7 @@ impl Place {
     }
 
     /// Asks for the job until the hive answers, over whatever link it has then.
-    async fn ask(&self, method: &str) -> Result<http::Response<hyper::body::Incoming>, Failure> {
+    async fn ask(&self, method: &str) -> Result<http::Response<Streamed>, Failure> {
         let path = format!("/v1/jobs/{}", self.id);
         let mut broke = None;
         let mut tries = 0;

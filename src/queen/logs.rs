@@ -3,7 +3,7 @@
 
 use crate::daemon::lines::{Reader, Step};
 use crate::daemon::log;
-use crate::http::link::Caller;
+use crate::http::link::{Caller, Streamed};
 use crate::http::relay::STALL_MAX;
 use crate::http::sse::{self, Gone, Sender};
 use crate::http::{Request, Response, client};
@@ -13,7 +13,6 @@ use crate::shutdown::Shutdown;
 use crate::wire::job::{JobEvent, Terminator};
 use crate::wire::logs::{LogLine, LogQuery};
 use crate::wire::{Code, Failure, failure};
-use hyper::body::Incoming;
 use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use tokio::task::JoinSet;
 pub const BEGIN_MAX: Duration = Duration::from_secs(5);
 
 /// A hive's lines as they come.
-type Lines = sse::Reader<Incoming>;
+type Lines = sse::Reader<Streamed>;
 
 pub async fn logs(queen: &Arc<Queen>, request: &Request) -> Result<Response, Failure> {
     let query = LogQuery::read(|name| request.query(name))?;

@@ -109,16 +109,27 @@ const FIELD: &[u8] = b"data:";
 impl relay::Watcher for Stream {
     fn piece(&mut self, bytes: &Bytes) {
         self.is_whole |= bytes.ends_with(DONE);
-        for byte in bytes.iter() {
-            self.line = match self.line {
-                _ if *byte == b'\n' => Line::Field(0),
-                Line::Field(seen) if *byte == FIELD[seen] && seen + 1 == FIELD.len() => {
-                    self.pieces += 1;
-                    Line::Rest
-                }
-                Line::Field(seen) if *byte == FIELD[seen] => Line::Field(seen + 1),
-                _ => Line::Rest,
-            };
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            if let Line::Field(seen) = self.line {
+                let same = left.iter().zip(&FIELD[seen..]).take_while(|(byte, of)| byte == of).count();
+                left = &left[same..];
+                self.line = match seen + same {
+                    all if all == FIELD.len() => {
+                        self.pieces += 1;
+                        Line::Rest
+                    }
+                    // The piece ends here, and the line goes on with the next.
+                    some if left.is_empty() => Line::Field(some),
+                    _ => Line::Rest,
+                };
+            }
+            // Whatever else the line holds is nobody's here.
+            if let Some(end) = memchr::memchr(b'\n', left) {
+                (left, self.line) = (&left[end + 1..], Line::Field(0));
+            } else {
+                break;
+            }
         }
     }
 

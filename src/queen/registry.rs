@@ -31,7 +31,7 @@ pub enum LinkLost {
     #[error("nothing came from it for {} s", TELEMETRY_SILENCE_MAX.as_secs())]
     Silent,
     #[error("its telemetry broke off")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] h2::Error),
     #[error("its telemetry does not decode")]
     Codec(#[from] crate::wire::codec::CodecError),
     #[error("it closed the link")]

@@ -1,6 +1,6 @@
-//! A connection whose small writes wait for one turn of the runtime. HTTP/2 writes a request's head when it is opened and its
-//! body a task later; sent apart, each costs a system call here and a wake-up over there, and the other side begins with
-//! half a request. Whatever is ready by the time everybody has had a turn goes in one write.
+//! A connection whose small writes wait for one turn of the runtime. The hive's answers are tokens, a frame each, which HTTP/2
+//! writes as soon as it has one: a system call here and a wake-up over there. Whatever is ready by the time everybody has had a
+//! turn goes in one write, which takes a fast engine's stream over a link at twice the speed.
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use std::io;

@@ -20,6 +20,7 @@ use crate::wire::job::JobEvent;
 use crate::wire::{Code, Failure};
 use budget::Budget;
 use bytes::Bytes;
+use http::header::HeaderName;
 use queue::Queue;
 use serde_json::{Value, json};
 use slot::{NotBegun, begin};
@@ -41,7 +42,7 @@ pub const GROW_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// How long a cancel waits for word that its slot is free: a decode step, and the way there and back.
 pub const SLOT_FREE_MAX: Duration = Duration::from_secs(3);
 /// The header of a request's deadline, in milliseconds since the epoch.
-pub const DEADLINE_HEADER: &str = "x-request-deadline";
+pub const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-request-deadline");
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -289,8 +290,8 @@ fn question(ask: &Dispatch<'_>, worker_id: &str) -> Result<http::Request<reply::
         .map_err(|error| Failure::internal(&error))?;
     let headers = question.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, reply::JSON);
-    if let Ok(id) = http::HeaderValue::from_str(ask.request_id) {
-        headers.insert("x-request-id", id);
+    if let Some(id) = request::id_value(ask.request_id) {
+        headers.insert(request::ID_HEADER, id);
     }
     if let Some(deadline) = &ask.deadline
         && let Ok(at) = http::HeaderValue::from_str(&deadline.header)

@@ -1,13 +1,12 @@
 //! A request's place at a worker, and the first piece of that worker's answer: from there on the client is committed to it.
 
 use super::Dispatcher;
-use crate::http::link::{Caller, LinkError};
+use crate::http::link::{Caller, LinkError, Streamed};
 use crate::http::reply;
 use crate::wire::{Code, Failure};
 use bytes::{Buf, Bytes};
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::json;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -48,17 +47,17 @@ pub struct Answer {
 /// A body whose first frame has been read already.
 pub struct Begun {
     first: Option<Bytes>,
-    rest: Incoming,
+    rest: Streamed,
 }
 
 impl http_body::Body for Begun {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = h2::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, h2::Error>>> {
         if let Some(bytes) = self.first.take() {
             return Poll::Ready(Some(Ok(http_body::Frame::data(bytes))));
         }
@@ -101,7 +100,7 @@ pub async fn begin(slot: &Slot, ask: http::Request<reply::Body>) -> Result<http:
     };
     let answer = match slot.caller.send(ask).await {
         Ok(answer) => answer,
-        Err(error @ LinkError::Broken(_)) => {
+        Err(error @ LinkError::Lost(_)) => {
             return Err(lost(format!("the link to {} broke: {error}", slot.hive)));
         }
         Err(error) => return Err(NotBegun::Refused(Failure::internal(&error))),
