@@ -1,6 +1,7 @@
 //! How daemons end in order: what runs is finished, nothing new is taken, nothing is left; and what `rbee run` starts, with
 //! and without --ephemeral.
 
+use crate::builds::Shop;
 use crate::support::fleet::{CHAT, Full, fleet};
 use crate::support::node::{Daemon, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
 use rustix::process::Signal;
@@ -32,6 +33,27 @@ fn a_hive_that_shuts_down_finishes_the_stream_and_its_worker_ends_with_it() {
         assert!(hive.ended().success());
         assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
         assert_eq!(queen.workers(), [] as [Value; 0]);
+    });
+}
+
+#[test]
+fn a_hive_that_shuts_down_ends_the_build_it_has_begun_and_the_queen_hears_how() {
+    alone(|| {
+        let place = Place::new();
+        let shop = Shop::open(&place);
+        // A build that takes a while, for a hive that has nothing else to do: its telemetry ends first.
+        shop.recipe("slow", "package() { sleep 2; mkdir -p \"$pkgdir/bin\"; printf '#!/bin/sh\\n' > \"$pkgdir/bin/engine\"; chmod 755 \"$pkgdir/bin/engine\"; }", "");
+        let (queen, mut hive) = fleet(&place, &["--catalog", &shop.daemon.url()]);
+        let id = queen.begin(&json!({"operation": "worker_install", "worker_id": "slow"}));
+        until("it builds", || {
+            let told = queen.get(&format!("/v1/jobs/{id}")).json();
+            let builds = place.processes().iter().any(|(_, line)| line.contains("sleep 2"));
+            if builds { Ok(()) } else { Err(told.to_string()) }
+        });
+        hive.signal(Signal::TERM);
+        queen.has_hives(0);
+        queen.follow(&id).done();
+        assert!(hive.ended().success());
     });
 }
 

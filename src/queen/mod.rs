@@ -104,7 +104,12 @@ impl Queen {
         };
         tracing::info!(hive = hello.hive, version = hello.version, "hive connected");
         // The connection runs on its own: what is under way on it when telemetry ends may still finish or fail by itself.
-        let running = tokio::spawn(running);
+        let name = hello.hive.clone();
+        let running = tokio::spawn(async move {
+            if let Err(error) = running.await {
+                tracing::info!(hive = name, reason = crate::wire::failure::chain(&error), "a link broke");
+            }
+        });
         let mut following = std::pin::pin!(self.registry.follow(&hello, caller, revoked));
         let lost = tokio::select! {
             lost = following.as_mut() => lost,
@@ -114,7 +119,8 @@ impl Queen {
                 following.await
             }
         };
-        if !matches!(lost, LinkLost::Superseded) {
+        // A hive that leaves in order still ends what it has begun: the link closes with the last of it.
+        if !matches!(lost, LinkLost::Superseded | LinkLost::Closed) {
             running.abort();
         }
         tracing::info!(hive = hello.hive, reason = crate::wire::failure::chain(&lost), "hive disconnected");

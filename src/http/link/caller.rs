@@ -9,23 +9,25 @@ use super::{
 use crate::http::Body;
 use bytes::Bytes;
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::Method;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// A cloneable way to ask the hive.
 #[derive(Debug, Clone)]
 pub struct Caller {
     requests: h2::client::SendRequest<Bytes>,
-    ended: CancellationToken,
 }
 
 /// Starts the queen's end; the second value runs the link and ends with it.
@@ -40,6 +42,7 @@ async fn call_within(
     ping_answer_max: Duration,
     io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 ) -> Result<(Caller, impl Future<Output = Result<(), LinkError>> + Send), LinkError> {
+    let reads = Arc::new(AtomicU64::new(0));
     let (requests, mut connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(STREAMS_MAX as usize)
@@ -51,34 +54,85 @@ async fn call_within(
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .max_concurrent_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(Heard { io, reads: reads.clone() }))
         .await
         .map_err(LinkError::Lost)?;
-    let ended = CancellationToken::new();
-    let caller = Caller { requests, ended: ended.clone() };
     let pings = connection.ping_pong();
     let running = async move {
-        // However it ends: whoever runs it may simply drop it.
-        let _ended = ended.drop_guard();
         tokio::select! {
             ended = connection => ended.map_err(LinkError::Lost),
-            Err(lost) = heard_from(pings, ping_every, ping_answer_max) => Err(lost),
+            Err(lost) = heard_from(pings, &reads, ping_every, ping_answer_max) => Err(lost),
         }
     };
-    Ok((caller, running))
+    Ok((Caller { requests }, running))
 }
 
-/// Ends when the other side has not answered in time.
+/// Ends when nothing came from the other side in time, though it was asked. On a slow line an answer to a ping may well be
+/// late behind others.
 async fn heard_from(
     pings: Option<PingPong>,
+    reads: &AtomicU64,
     every: Duration,
     answer_max: Duration,
 ) -> Result<Infallible, LinkError> {
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
         tokio::time::sleep(every).await;
-        let answered = tokio::time::timeout(answer_max, pings.ping(Ping::opaque())).await;
-        answered.map_err(|_| LinkError::Silent)?.map_err(LinkError::Lost)?;
+        let mut answered = pin!(pings.ping(Ping::opaque()));
+        loop {
+            let before = reads.load(Ordering::Relaxed);
+            match tokio::time::timeout(answer_max, answered.as_mut()).await {
+                Ok(pong) => break drop(pong.map_err(LinkError::Lost)?),
+                Err(_) if reads.load(Ordering::Relaxed) == before => return Err(LinkError::Silent),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// A connection that counts what comes.
+struct Heard<T> {
+    io: T,
+    reads: Arc<AtomicU64>,
+}
+
+impl<T: hyper::rt::Read + Unpin> hyper::rt::Read for Heard<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, into);
+        if read.is_ready() {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl<T: hyper::rt::Write + Unpin> hyper::rt::Write for Heard<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -86,7 +140,9 @@ impl Caller {
     /// Asks once; its answer's body lasts no longer than the link. Dropping it, or this future, ends the work over there.
     pub async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Streamed>, LinkError> {
         let (mut head, body) = request.into_parts();
-        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        // An empty body has to say so where one is expected.
+        let expects_one = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || expects_one) {
             head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
         // HTTP/2 multiplexes: a clone is another stream of the same connection.
@@ -99,9 +155,10 @@ impl Caller {
         Ok(answer.map(|frames| Streamed { frames, _upload: upload }))
     }
 
-    /// Whether the link has ended.
+    /// Whether it takes no more requests: it has ended, or is about to, once those under way have.
     pub fn is_closed(&self) -> bool {
-        self.ended.is_cancelled()
+        let ready = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
     }
 }
 
@@ -114,12 +171,16 @@ fn upload(mut stream: SendStream<Bytes>, mut body: Body) -> Option<AbortOnDropHa
             stream.send_reset(NOT_WHOLE);
             return None;
         }
-        Poll::Ready(None) => Bytes::new(),
+        Poll::Ready(None) => {
+            let _ = stream.send_data(Bytes::new(), true);
+            return None;
+        }
         Poll::Pending => return Some(rest(stream, body)),
     };
     let is_last = body.is_end_stream();
-    // A stream that was reset meanwhile says so to whoever waits for the answer.
-    let is_sent = stream.send_data(first, is_last).is_ok();
+    // An empty piece that is not the end would be held against the whole link. A stream that was reset meanwhile says so to
+    // whoever waits for the answer.
+    let is_sent = (first.is_empty() && !is_last) || stream.send_data(first, is_last).is_ok();
     (is_sent && !is_last).then(|| rest(stream, body))
 }
 
@@ -188,7 +249,6 @@ mod tests {
     use crate::shutdown::Shutdown;
     use crate::wire::Failure;
     use http_body_util::channel::Channel;
-    use std::sync::Arc;
     use tokio::sync::Notify;
 
     /// A hive with two routes.
@@ -220,9 +280,13 @@ mod tests {
     }
 
     async fn linked() -> (Caller, Hive) {
+        linked_until(Shutdown::new()).await
+    }
+
+    async fn linked_until(shutdown: Shutdown) -> (Caller, Hive) {
         let (over_there, here) = pipe();
         let hive = Hive::default();
-        tokio::spawn(serve(over_there, hive.clone(), Shutdown::new()));
+        tokio::spawn(serve(over_there, hive.clone(), shutdown));
         let (caller, running) = call(here).await.unwrap();
         tokio::spawn(running);
         (caller, hive)
@@ -264,6 +328,41 @@ mod tests {
             let (answer, ()) = tokio::join!(asking, giving);
             assert!(told(answer.unwrap()).await.unwrap() == all, "{count} in pieces");
         }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_turn_out_empty_are_not_held_against_the_link() {
+        let (caller, _) = linked().await;
+        for _ in 0..300 {
+            let (pieces, body) = slow();
+            drop(pieces);
+            assert_eq!(told(caller.send(ask("/echo", body)).await.unwrap()).await.unwrap(), "");
+            let (mut pieces, body) = slow();
+            pieces.send_data(Bytes::new()).await.unwrap();
+            drop(pieces);
+            assert_eq!(told(caller.send(ask("/echo", body)).await.unwrap()).await.unwrap(), "");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hive_that_drains_takes_no_more_and_ends_what_it_has_begun() {
+        let shutdown = Shutdown::new();
+        let (caller, _) = linked_until(shutdown.clone()).await;
+        let (mut pieces, body) = slow();
+        let asking = caller.send(ask("/echo", body));
+        let giving = async {
+            // It has begun when another that came after it was answered.
+            drop(caller.send(ask("/early", reply::empty())).await.unwrap());
+            shutdown.drain();
+            while !caller.is_closed() {
+                tokio::task::yield_now().await;
+            }
+            pieces.send_data(bytes(10)).await.unwrap();
+            drop(pieces);
+        };
+        let (answer, ()) = tokio::join!(asking, giving);
+        assert_eq!(told(answer.unwrap()).await.unwrap(), bytes(10));
+        assert!(caller.send(ask("/echo", reply::empty())).await.is_err());
     }
 
     #[tokio::test]
