@@ -1,6 +1,6 @@
 //! A fleet of real processes: queens, hives and workers that find each other over the link, lose each other and come back.
 
-use crate::support::fleet::{CHAT, Full, Pair, fleet, pid_of, served};
+use crate::support::fleet::{CHAT, Full, Pair, fleet, hive, pid_of, served};
 use crate::support::node::{
     Answer, Daemon, PATIENCE, Place, alone, chat, freeze, is_alive, said, signal_pid, until, within,
 };
@@ -263,6 +263,45 @@ fn a_worker_lost_before_its_first_token_is_replaced_and_the_client_sees_only_tim
             asking.join().unwrap();
         });
         assert_eq!(place.spawns(), 2);
+    });
+}
+
+#[test]
+fn requests_whose_worker_was_lost_are_served_by_the_next_one_though_nobody_else_may_wait() {
+    alone(|| {
+        let place = Place::new();
+        let (daemon, model) = served(&place, &["--queue", "0"]);
+        daemon.answers(&model);
+        let worker = pid_of(&daemon.workers()[0]);
+        freeze(worker);
+        std::thread::scope(|scope| {
+            let asking = [0, 1, 2].map(|_| scope.spawn(|| daemon.answers(&model)));
+            daemon.has_busy_slots(3);
+            signal_pid(worker, Signal::KILL);
+            asking.into_iter().for_each(|asked| asked.join().unwrap());
+        });
+        assert_eq!(place.spawns(), 2);
+    });
+}
+
+#[test]
+fn a_request_whose_only_hive_is_lost_before_the_first_token_is_served_when_it_is_back() {
+    alone(|| {
+        let place = Place::new();
+        let (queen, lost) = fleet(&place, &[]);
+        let model = queen.register(&place, None);
+        queen.answers(&model);
+        let worker = pid_of(&queen.workers()[0]);
+        freeze(worker);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| queen.answers(&model));
+            queen.has_busy_slots(1);
+            lost.kill9();
+            queen.has_hives(0);
+            signal_pid(worker, Signal::KILL);
+            let _back = hive(&place, &queen, &[]);
+            asking.join().unwrap();
+        });
     });
 }
 

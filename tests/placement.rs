@@ -228,6 +228,51 @@ fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
 }
 
 #[test]
+fn a_device_is_meant_by_its_number_too_and_the_worker_on_it_is_used_again() {
+    alone(|| {
+        let place = Place::with_model(&Tiny::default());
+        let (daemon, model) = served(&place, &[]);
+        let infer = json!({
+            "operation": "infer", "model": model, "device": "0", "prompt": "Bees", "max_tokens": 1,
+        });
+        let used = [0, 1].map(|_| daemon.job(&infer).done()["worker_id"].clone());
+        let spawn = json!({"operation": "worker_spawn", "model": model, "device": "0"});
+        let spawned = daemon.job(&spawn).done()["worker_id"].clone();
+        assert!(used[0] == used[1] && used[0] == spawned, "{used:?} {spawned}");
+        assert_eq!(daemon.workers().len(), 1);
+    });
+}
+
+#[test]
+fn whoever_waits_for_memory_that_is_promised_to_another_model_is_served_after_it() {
+    alone(|| {
+        let narrow = Narrow::start(&Tiny::default(), false);
+        // Cold, and at once: one of the two finds all memory promised.
+        let ids = [&narrow.one, &narrow.two, &narrow.one, &narrow.two].map(|model| {
+            narrow.daemon.begin(&json!({
+                "operation": "infer", "model": model, "prompt": "Bees", "max_tokens": 3,
+            }))
+        });
+        for id in ids {
+            narrow.daemon.follow(&id).done();
+        }
+    });
+}
+
+#[test]
+fn a_deadline_is_kept_while_a_queen_waits_for_her_first_hive() {
+    alone(|| {
+        let place = Place::new();
+        let queen = Daemon::start(&place, "queen serve", &[]);
+        let mut request = rbee::http::client::post(CHAT, &chat("m", 3, false)).unwrap();
+        let at = (now_ms() + 200).to_string();
+        request.headers_mut().insert("x-request-deadline", at.parse().unwrap());
+        let late = queen.request(request);
+        assert_eq!((late.status, late.failure().code), (408, Code::RequestTimeout), "{late:?}");
+    });
+}
+
+#[test]
 fn an_engine_that_is_named_is_started_beside_another_that_has_the_model_loaded() {
     alone(|| {
         let place = Place::new();

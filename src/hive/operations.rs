@@ -84,6 +84,14 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
         Err(failure) => return Outcome::Failed(failure),
     };
     want.model.clone_from(&stored.info.id);
+    if want.device.as_deref().is_some_and(|word| word.parse::<usize>().is_ok()) {
+        // Which one that is decides whether a worker is there already.
+        let devices = hive.devices().await;
+        match choose(&want, &hive.engines.all(), &devices) {
+            Ok((_, device)) => want.device = Some(device.id.clone()),
+            Err(failure) => return Outcome::Failed(failure),
+        }
+    }
     let id = match hive.workers.matching(&want) {
         Some(info) => info.worker_id,
         None => match start(hive, &want, &stored, job).await {

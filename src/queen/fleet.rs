@@ -21,7 +21,7 @@ pub struct Hive {
     pub(super) node: String,
     /// The devices as they were last told.
     devices: Vec<Device>,
-    /// Workers that served already when that was.
+    /// Workers that held their memory already when that was.
     counted: BTreeSet<String>,
     /// What placement needs of `info`.
     site: Site,
@@ -47,8 +47,9 @@ impl Hive {
     }
 
     pub(super) fn set_devices(&mut self, devices: Vec<Device>) {
-        let serving = self.info.workers.iter().filter(|worker| worker.state.serves());
-        self.counted = serving.map(|worker| worker.worker_id.clone()).collect();
+        // One that is on its way out still holds its memory; one that loads may not have taken it yet.
+        let holding = self.info.workers.iter().filter(|worker| !worker.state.is_coming());
+        self.counted = holding.map(|worker| worker.worker_id.clone()).collect();
         self.devices = devices;
         self.reckon();
     }

@@ -1,7 +1,7 @@
 //! One answer as a job: the request goes the way of every other, and what comes back becomes events. Whoever watches
 //! sees the spawn, the place in the queue, every token, and at the end the whole.
 
-use crate::http::sse;
+use crate::http::{request, sse};
 use crate::job::{Context, Outcome};
 use crate::queen::Queen;
 use crate::queen::dispatch::{Deadline, Dispatch, Slot};
@@ -52,7 +52,7 @@ async fn answer(
     used: &Mutex<Option<(String, String)>>,
 ) -> Result<Value, Failure> {
     let (path, body) = request(&operation)?;
-    queen.settled().await;
+    Deadline::keep(deadline.as_ref(), queen.settled()).await?;
     let want = Want {
         model: queen.registry.meant(&operation.model, operation.hive.as_deref()),
         hive: operation.hive.clone(),
@@ -82,8 +82,8 @@ async fn answer(
     let status = answer.response.status();
     let mut collected = Collected { worker_id: answer.slot.worker_id.clone(), ..Collected::default() };
     if !status.is_success() {
-        let body = http_body_util::BodyExt::collect(answer.response.into_body()).await;
-        let bytes = body.map(|whole| whole.to_bytes()).unwrap_or_default();
+        let body = request::read(answer.response.into_body(), request::CONTROL_BYTES_MAX).await;
+        let bytes = body.unwrap_or_default();
         return Err(Failure::from_body(status.as_u16(), &bytes));
     }
     let mut events = sse::Reader::new(answer.response.into_body());

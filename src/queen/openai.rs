@@ -32,7 +32,7 @@ pub async fn complete(queen: &Queen, path: &str, incoming: Request) -> Result<Re
     let deadline = Deadline::read(incoming.header(DEADLINE_HEADER), now_ms())?;
     let body = incoming.json_bytes(request::BODY_BYTES_MAX).await?;
     let head: Head = request::parse(&body)?;
-    queen.settled().await;
+    Deadline::keep(deadline.as_ref(), queen.settled()).await?;
     let want = Want { model: queen.model_asked_for(head.model)?, ..Want::default() };
     let ask = Dispatch { want: &want, path, body, request_id: &id, deadline, placed: &|_| {} };
     let begun = Instant::now();

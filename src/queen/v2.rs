@@ -109,7 +109,7 @@ pub async fn tasks(queen: &Arc<Queen>, asked: Request) -> Result<Response, Failu
     let deadline = Deadline::read(asked.header(DEADLINE_HEADER), now_ms())?;
     let expected = "{\"node\"?, \"model\", \"prompt\", \"max_tokens\"?, \"temperature\"?}";
     let Task { node, model, prompt, max_tokens, temperature } = body(asked, expected).await?;
-    queen.settled().await;
+    Deadline::keep(deadline.as_ref(), queen.settled()).await?;
     if let Some(node) = &node {
         queen.registry.hive(node)?;
     }

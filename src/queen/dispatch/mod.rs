@@ -15,7 +15,7 @@ use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Verdict, View, Want};
 use crate::queen::registry::{Registry, TELEMETRY_SILENCE_MAX};
 use crate::queen::worker_facts;
-use crate::wire::fleet::HiveInfo;
+use crate::wire::fleet::{HiveInfo, HiveState};
 use crate::wire::job::JobEvent;
 use crate::wire::{Code, Failure};
 use budget::Budget;
@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use wait::Tries;
 
 /// Workers that one request may cost before it is given up, as long as its client has seen nothing.
 pub const LOSSES_MAX: usize = 2;
@@ -105,6 +106,14 @@ impl Deadline {
         let at = Instant::now().checked_add(Duration::from_millis(at - now_ms));
         Ok(at.map(|at| Deadline { at, header: text.trim().to_owned() }))
     }
+
+    /// Waits for something, no longer than until a request's deadline.
+    pub async fn keep<T>(deadline: Option<&Self>, work: impl Future<Output = T>) -> Result<T, Failure> {
+        match deadline {
+            None => Ok(work.await),
+            Some(deadline) => tokio::time::timeout_at(deadline.at, work).await.map_err(|_| passed()),
+        }
+    }
 }
 
 fn passed() -> Failure {
@@ -142,12 +151,7 @@ impl Dispatcher {
     /// Sends a body to a worker that fits and gives its answer once that has begun. A worker that is lost before is
     /// replaced once; its failure answers (a bad request, say) are answers like any other.
     pub async fn send(self: &Arc<Self>, ask: Dispatch<'_>, tell: Tell<'_>) -> Result<Answer, Failure> {
-        let deadline = ask.deadline.as_ref().map(|deadline| deadline.at);
-        let sending = self.send_until_begun(&ask, tell);
-        match deadline {
-            None => sending.await,
-            Some(at) => tokio::time::timeout_at(at, sending).await.map_err(|_| passed())?,
-        }
+        Deadline::keep(ask.deadline.as_ref(), self.send_until_begun(&ask, tell)).await?
     }
 
     async fn send_until_begun(
@@ -155,11 +159,15 @@ impl Dispatcher {
         ask: &Dispatch<'_>,
         tell: Tell<'_>,
     ) -> Result<Answer, Failure> {
-        self.state().budget.request();
+        let mut tries = {
+            let mut state = self.state();
+            state.budget.request();
+            Tries::new(state.queue.arrive())
+        };
         let mut lost: Vec<String> = Vec::new();
         let mut redirects = 0;
         loop {
-            let slot = self.place(ask.want, tell).await?;
+            let slot = self.place(ask.want, &mut tries, tell).await?;
             (ask.placed)(&slot);
             let failure = match begin(&slot, question(ask, &slot.worker_id)?).await {
                 Ok(response) => return Ok(Answer { response, slot }),
@@ -187,6 +195,7 @@ impl Dispatcher {
             tell(JobEvent::warn("retry", format!("{}; trying again", failure.message)));
             let (hive, worker_id) = (slot.hive.clone(), slot.worker_id.clone());
             drop(slot);
+            tries.lost = Some(failure);
             self.forgotten(&hive, &worker_id).await;
         }
     }
@@ -224,7 +233,7 @@ impl Dispatcher {
     /// Waits until telemetry has taken a lost worker out, so that the next try is not sent to it again.
     async fn forgotten(&self, hive: &str, worker_id: &str) {
         let gone = |fleet: &Fleet| {
-            !fleet.hives.get(hive).is_some_and(|hive| {
+            !fleet.hives.get(hive).filter(|hive| hive.info.state == HiveState::Online).is_some_and(|hive| {
                 hive.info.workers.iter().any(|worker| worker.worker_id == worker_id && worker.state.serves())
             })
         };

@@ -5,7 +5,7 @@
 //! to end has a claim on their memory after a while: from then on whoever came later is not let in there, so that a busy
 //! model cannot keep another one out for ever.
 
-use crate::queen::placement::{InFlight, Promise, Want};
+use crate::queen::placement::{InFlight, Want};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -19,16 +19,16 @@ pub struct Claim {
     pub hive: String,
     pub device: String,
     pub bytes: u64,
-    /// The workers that hold it.
+    /// The workers that hold it, or as much of it as is not free.
     pub by: Vec<String>,
 }
 
 #[derive(Debug)]
 pub struct Waiting {
     pub want: Want,
-    /// It had a worker started when it came, and is not of those whom the limit bounds.
+    /// It had a worker started when it came, or has had a slot, and is not of those whom the limit bounds.
     is_beside: bool,
-    /// How long it has waited for a slot before `since`.
+    /// How long it has waited for slots before `since`.
     waited: Duration,
     /// Since when it waits for a slot now; a worker's start is not counted.
     since: Option<Instant>,
@@ -51,24 +51,30 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Joins the queue, unless that many wait already.
-    pub fn enter(&mut self, want: &Want, max: usize) -> Option<u64> {
-        let bounded = self.waiting.values().filter(|waiting| !waiting.is_beside).count();
-        (bounded < max).then(|| self.join(want, false))
-    }
-
-    /// Joins it as the cause of a spawn, however many wait.
-    pub fn enter_beside(&mut self, want: &Want) -> u64 {
-        self.join(want, true)
-    }
-
-    fn join(&mut self, want: &Want, is_beside: bool) -> u64 {
+    /// A number for a request that has come. It is its place, whenever it has to wait.
+    pub fn arrive(&mut self) -> u64 {
         self.arrivals += 1;
-        let want = want.clone();
-        let waiting =
-            Waiting { want, is_beside, waited: Duration::ZERO, since: None, standing: None, claim: None };
-        self.waiting.insert(self.arrivals, waiting);
         self.arrivals
+    }
+
+    /// Joins the queue, unless that many wait already.
+    pub fn enter(&mut self, number: u64, want: &Want, max: usize) -> bool {
+        let bounded = self.waiting.values().filter(|waiting| !waiting.is_beside).count();
+        if bounded < max {
+            self.join(number, want, Duration::ZERO, false);
+        }
+        bounded < max
+    }
+
+    /// Joins it however many wait: as the cause of a spawn, or as one that has had a slot and has lost it.
+    pub fn enter_beside(&mut self, number: u64, want: &Want, waited: Duration) {
+        self.join(number, want, waited, true);
+    }
+
+    fn join(&mut self, number: u64, want: &Want, waited: Duration, is_beside: bool) {
+        let want = want.clone();
+        let waiting = Waiting { want, is_beside, waited, since: None, standing: None, claim: None };
+        self.waiting.insert(number, waiting);
     }
 
     pub fn leave(&mut self, number: u64) {
@@ -79,7 +85,7 @@ impl Queue {
         self.waiting.len()
     }
 
-    /// Those who came before; all of them for one who has not joined.
+    /// Those who came before; all of them for one who has not come.
     fn earlier(&self, number: Option<u64>) -> impl Iterator<Item = &Waiting> {
         self.waiting.range(..number.unwrap_or(u64::MAX)).map(|(_, waiting)| waiting)
     }
@@ -125,18 +131,10 @@ impl Queue {
         }
     }
 
-    /// What those who came before have a claim on by now: workers that let nobody else in, and memory that is spoken for.
-    pub fn claims(&self, number: Option<u64>, now: Instant) -> (Vec<String>, Vec<Promise>) {
-        let is_ripe = |waiting: &&Waiting| waiting.waited(now) >= CLAIM_AFTER;
-        let ripe = self.earlier(number).filter(is_ripe);
-        let claims: Vec<&Claim> = ripe.filter_map(|waiting| waiting.claim.as_ref()).collect();
-        let workers = claims.iter().flat_map(|claim| claim.by.iter().cloned()).collect();
-        let promise = |claim: &&Claim| Promise {
-            hive: claim.hive.clone(),
-            device: claim.device.clone(),
-            bytes: claim.bytes,
-        };
-        (workers, claims.iter().map(promise).collect())
+    /// What those who came before have a claim on by now.
+    pub fn claims(&self, number: Option<u64>, now: Instant) -> impl Iterator<Item = &Claim> {
+        let ripe = self.earlier(number).filter(move |waiting| waiting.waited(now) >= CLAIM_AFTER);
+        ripe.filter_map(|waiting| waiting.claim.as_ref())
     }
 }
 
@@ -148,13 +146,18 @@ mod tests {
         Want { model: model.into(), ..Want::default() }
     }
 
+    fn enter(queue: &mut Queue, model: &str, max: usize) -> Option<u64> {
+        let number = queue.arrive();
+        queue.enter(number, &want(model), max).then_some(number)
+    }
+
     #[test]
     fn who_came_first_goes_first_among_those_a_worker_suits() {
         let mut queue = Queue::default();
-        let first = queue.enter(&want("a"), 3).unwrap();
-        let other = queue.enter(&want("b"), 3).unwrap();
-        let last = queue.enter(&want("a"), 3).unwrap();
-        assert_eq!(queue.enter(&want("a"), 3), None, "it is full");
+        let first = enter(&mut queue, "a", 3).unwrap();
+        let other = enter(&mut queue, "b", 3).unwrap();
+        let last = enter(&mut queue, "a", 3).unwrap();
+        assert_eq!(enter(&mut queue, "a", 3), None, "it is full");
         let serves_a = |want: &Want| want.model == "a";
         assert!(!queue.is_behind(Some(first), serves_a));
         assert!(queue.is_behind(Some(last), serves_a) && queue.is_behind(None, serves_a));
@@ -166,15 +169,19 @@ mod tests {
         queue.leave(first);
         assert!(!queue.is_behind(Some(last), serves_a));
         assert_eq!(queue.position(last, "a"), 1);
+        // It had a slot, and the worker was lost.
+        queue.enter_beside(first, &want("a"), Duration::ZERO);
+        assert!(queue.is_behind(Some(last), serves_a), "its place is what it was");
     }
 
     #[test]
     fn the_cause_of_a_spawn_waits_beside_the_limit_and_takes_nobodys_place() {
         let mut queue = Queue::default();
-        assert_eq!(queue.enter(&want("a"), 0), None);
-        queue.enter_beside(&want("a"));
-        assert!(queue.enter(&want("a"), 1).is_some());
-        assert_eq!((queue.enter(&want("a"), 1), queue.len()), (None, 2));
+        assert_eq!(enter(&mut queue, "a", 0), None);
+        let number = queue.arrive();
+        queue.enter_beside(number, &want("a"), Duration::ZERO);
+        assert!(enter(&mut queue, "a", 1).is_some());
+        assert_eq!((enter(&mut queue, "a", 1), queue.len()), (None, 2));
     }
 
     #[test]
@@ -182,7 +189,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let now = Instant::now();
         let mut queue = Queue::default();
-        let number = queue.enter(&want("a"), 1).unwrap();
+        let number = enter(&mut queue, "a", 1).unwrap();
         queue.stands_by(number, now);
         queue.waits(number, None, now + 10 * second);
         queue.waits(number, None, now + 11 * second);
@@ -193,23 +200,26 @@ mod tests {
         queue.stands_by(number, now + 21 * second);
         queue.stood_by_in_vain(number);
         assert_eq!(queue.waited(number, now + 23 * second), 6 * second, "nothing came up");
+        queue.leave(number);
+        queue.enter_beside(number, &want("a"), 6 * second);
+        queue.waits(number, None, now + 30 * second);
+        assert_eq!(queue.waited(number, now + 31 * second), 7 * second, "before it had a slot, too");
     }
 
     #[test]
     fn a_claim_holds_after_a_while_against_those_who_came_later() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let early = queue.enter(&want("a"), 9).unwrap();
-        let patient = queue.enter(&want("b"), 9).unwrap();
+        let early = enter(&mut queue, "a", 9).unwrap();
+        let patient = enter(&mut queue, "b", 9).unwrap();
         let claim = Claim { hive: "h".into(), device: "CPU-0".into(), bytes: 7, by: vec!["w".into()] };
-        queue.waits(patient, Some(claim), now);
-        let none = (Vec::new(), Vec::new());
-        assert_eq!(queue.claims(None, now), none, "it is too early");
+        queue.waits(patient, Some(claim.clone()), now);
+        let claims = |queue: &Queue, number, now| queue.claims(number, now).cloned().collect::<Vec<_>>();
+        assert_eq!(claims(&queue, None, now), [], "it is too early");
         let later = now + CLAIM_AFTER;
-        let (workers, promises) = queue.claims(None, later);
-        assert_eq!((workers, promises[0].bytes), (vec!["w".to_owned()], 7));
-        assert_eq!(queue.claims(Some(early), later), none, "not against who came before");
+        assert_eq!(claims(&queue, None, later), [claim]);
+        assert_eq!(claims(&queue, Some(early), later), [], "not against who came before");
         queue.waits(patient, None, later);
-        assert_eq!(queue.claims(None, later), none);
+        assert_eq!(claims(&queue, None, later), []);
     }
 }

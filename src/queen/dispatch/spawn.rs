@@ -150,7 +150,13 @@ impl Dispatcher {
         number: Option<u64>,
         fleet: &Fleet,
     ) -> (Vec<String>, Vec<Promise>) {
-        let (mut claimed, mut promises) = state.queue.claims(number, Instant::now());
+        let (mut claimed, mut promises) = (Vec::new(), Vec::new());
+        for claim in state.queue.claims(number, Instant::now()) {
+            let hive = fleet.hives.get(&claim.hive);
+            let workers = hive.map(|hive| hive.info.workers.as_slice()).unwrap_or_default();
+            promises.push(Promise::of_claim(&claim.hive, &claim.device, claim.bytes, &claim.by, workers));
+            claimed.extend(claim.by.iter().cloned());
+        }
         claimed.extend(state.spawns.values().flat_map(|spawning| spawning.evict.iter().cloned()));
         promises.extend(Dispatcher::promises(state.spawns.iter(), fleet));
         (claimed, promises)

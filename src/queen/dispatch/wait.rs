@@ -21,6 +21,8 @@ pub const SPAWNS_MAX: u32 = 3;
 pub const RACES_MAX: u32 = 32;
 /// After such a plan, how long the word of what has happened is waited for.
 pub const RACE_NEWS_MAX: Duration = Duration::from_millis(250);
+/// How long a hive may be away whose model a request has come for: after an update, or a break of the network, it dials again.
+pub const HIVE_AWAY_MAX: Duration = Duration::from_secs(10);
 /// What a client should wait when every slot is busy.
 pub const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -44,21 +46,41 @@ impl Drop for Ticket<'_> {
 }
 
 impl Dispatcher {
-    /// Waits for a slot: in order of arrival among those a worker suits, spawning where nothing serves.
-    pub(super) async fn place(self: &Arc<Self>, want: &Want, tell: Tell<'_>) -> Result<Slot, Failure> {
+    /// Waits for a slot: in order of arrival among those a worker suits, spawning where nothing serves. One that has lost its
+    /// slot comes again with what it has tried, and with its place.
+    pub(super) async fn place(
+        self: &Arc<Self>,
+        want: &Want,
+        tries: &mut Tries,
+        tell: Tell<'_>,
+    ) -> Result<Slot, Failure> {
+        let mut ticket = None;
+        let placed = self.wait(want, tries, &mut ticket, tell).await;
+        if let Some(Ticket { number, .. }) = ticket {
+            tries.waited = self.state().queue.waited(number, Instant::now());
+        }
+        tries.has_had_slot |= placed.is_ok();
+        placed
+    }
+
+    async fn wait<'d>(
+        self: &'d Arc<Self>,
+        want: &Want,
+        tries: &mut Tries,
+        ticket: &mut Option<Ticket<'d>>,
+        tell: Tell<'_>,
+    ) -> Result<Slot, Failure> {
         let mut fleet = self.registry.watch();
         let mut freed = self.changed.subscribe();
-        let mut ticket: Option<Ticket<'_>> = None;
         let mut told = String::new();
-        let mut tries = Tries::default();
         let mut spawning: Option<Watching> = None;
+        let mut is_cause = false;
         // All that has come since a spawn began.
         let mut news = fleet.clone();
         loop {
             let known = fleet.borrow_and_update().clone();
             freed.mark_unchanged();
-            let number = ticket.as_ref().map(|ticket| ticket.number);
-            let placed = self.decide(want, &known, number, &tries.refused);
+            let placed = self.decide(want, &known, tries);
             if let Some(watching) = &mut spawning {
                 if let Ok(Placed::Slot(slot)) = placed {
                     watching.tell_so_far(tell);
@@ -72,38 +94,48 @@ impl Dispatcher {
                 };
                 let place = watching.place();
                 spawning = None;
-                if tries.spawned(place, outcome)? == Spawned::LostARace {
-                    number.inspect(|number| self.state().queue.stood_by_in_vain(*number));
+                if tries.spawned(is_cause, place, outcome)? == Spawned::LostARace {
+                    self.state().queue.stood_by_in_vain(tries.number);
                     // What has come already is enough; nothing is missed by a look in vain.
                     let _ = tokio::time::timeout(RACE_NEWS_MAX, news.changed()).await;
                 }
                 continue;
             }
-            let wait = match placed? {
+            let placed = match placed {
+                Ok(placed) => {
+                    (tries.has_known_model, tries.away_since) = (true, None);
+                    placed
+                }
+                // It was there when the request came: its hive may be dialling again.
+                Err(_) if tries.has_known_model => Placed::Wait(Wait::for_hive(want)),
+                Err(failure) => return Err(failure),
+            };
+            let wait = match placed {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(plan) => {
                     tries.may_spawn(want)?;
                     news.clone_from(&fleet);
-                    spawning = self.start(Key::of(&known, want, &plan), want, &plan, &mut ticket)?;
+                    is_cause = true;
+                    spawning = self.start(Key::of(&known, want, &plan), want, &plan, tries, ticket)?;
                     continue;
                 }
                 Placed::Join(watching) => {
-                    tries.may_spawn(want)?;
                     let wait = Wait::for_worker(want, (0, 0));
-                    let number = self.enter(&mut ticket, want, &wait)?;
+                    let number = self.enter(ticket, want, tries, &wait)?;
                     let position = self.stands_by(number, want);
                     // The first hears of the load; the others, where they are.
                     if position > 1 {
                         tell(JobEvent::narrate("queue", wait.news(position)));
                     }
                     news.clone_from(&fleet);
+                    is_cause = false;
                     spawning = Some(watching);
                     continue;
                 }
-                Placed::Refused(failure) => return Err(tries.first_failure.unwrap_or(failure)),
+                Placed::Refused(failure) => return Err(tries.first_failure.take().unwrap_or(failure)),
                 Placed::Wait(wait) => wait,
             };
-            let number = self.enter(&mut ticket, want, &wait)?;
+            let number = self.enter(ticket, want, tries, &wait)?;
             let (position, has_waited) = if wait.is_for_slot {
                 let (mut state, now) = (self.state(), Instant::now());
                 state.queue.waits(number, wait.claim.clone(), now);
@@ -133,12 +165,17 @@ impl Dispatcher {
             }
             // From then on others are kept out, which is worth another look.
             let claim_after = wait.claim.as_ref().and_then(|_| CLAIM_AFTER.checked_sub(has_waited));
+            let away =
+                wait.is_for_hive.then(|| *tries.away_since.get_or_insert_with(Instant::now) + HIVE_AWAY_MAX);
             let look_again = grow_after.into_iter().chain(claim_after).filter(|left| !left.is_zero()).min();
             tokio::select! {
                 _ = fleet.changed() => {}
                 _ = freed.changed() => {}
                 () = async { tokio::time::sleep(look_again.unwrap_or_default()).await }, if look_again.is_some() => {
                     self.changed.send_replace(());
+                }
+                () = async { tokio::time::sleep_until(away.unwrap_or_else(Instant::now)).await }, if away.is_some() => {
+                    return Err(tries.lost.take().unwrap_or_else(|| wait.away()));
                 }
                 () = tokio::time::sleep(self.limits.queue_wait.saturating_sub(has_waited)) => {
                     let seconds = self.limits.queue_wait.as_secs();
@@ -155,6 +192,7 @@ impl Dispatcher {
         key: Key,
         want: &Want,
         plan: &placement::Spawn,
+        tries: &Tries,
         ticket: &mut Option<Ticket<'d>>,
     ) -> Result<Option<Watching>, Failure> {
         let mut state = self.state();
@@ -162,22 +200,15 @@ impl Dispatcher {
             return Ok(None);
         }
         let is_joined = state.spawns.contains_key(&key);
-        let number = match ticket {
-            Some(ticket) => ticket.number,
-            None => {
-                let queue = &mut state.queue;
-                let entered = if is_joined {
-                    queue.enter(want, self.limits.queue)
-                } else {
-                    Some(queue.enter_beside(want))
-                };
-                let Some(number) = entered else {
-                    let queued = queue.len();
-                    return Err(Wait::for_worker(want, (0, 0)).full(queued));
-                };
-                ticket.insert(Ticket { dispatcher: self, number }).number
+        let number = tries.number;
+        if ticket.is_none() {
+            if !is_joined || tries.has_had_slot {
+                state.queue.enter_beside(number, want, tries.waited);
+            } else if !state.queue.enter(number, want, self.limits.queue) {
+                return Err(Wait::for_worker(want, (0, 0)).full(state.queue.len()));
             }
-        };
+            *ticket = Some(Ticket { dispatcher: self, number });
+        }
         state.queue.stands_by(number, Instant::now());
         Ok(Some(Watching::of(self.start_spawn(&mut state, key, want, plan))))
     }
@@ -187,17 +218,19 @@ impl Dispatcher {
         &'d self,
         ticket: &mut Option<Ticket<'d>>,
         want: &Want,
+        tries: &Tries,
         wait: &Wait,
     ) -> Result<u64, Failure> {
-        if let Some(ticket) = ticket {
-            return Ok(ticket.number);
-        }
-        let (entered, queued) = {
+        let number = tries.number;
+        if ticket.is_none() {
             let queue = &mut self.state().queue;
-            (queue.enter(want, self.limits.queue), queue.len())
-        };
-        let number = entered.ok_or_else(|| wait.full(queued))?;
-        *ticket = Some(Ticket { dispatcher: self, number });
+            if tries.has_had_slot {
+                queue.enter_beside(number, want, tries.waited);
+            } else if !queue.enter(number, want, self.limits.queue) {
+                return Err(wait.full(queue.len()));
+            }
+            *ticket = Some(Ticket { dispatcher: self, number });
+        }
         Ok(number)
     }
 
@@ -208,13 +241,8 @@ impl Dispatcher {
         state.queue.position(number, &want.model)
     }
 
-    fn decide(
-        self: &Arc<Self>,
-        want: &Want,
-        fleet: &Fleet,
-        number: Option<u64>,
-        refused: &[(String, Option<String>)],
-    ) -> Result<Placed, Failure> {
+    fn decide(self: &Arc<Self>, want: &Want, fleet: &Fleet, tries: &Tries) -> Result<Placed, Failure> {
+        let (number, refused) = (Some(tries.number), tries.refused.as_slice());
         let holders = fleet.holders(&want.model, want.hive.as_deref());
         if holders.is_empty() {
             let all: Vec<&HiveInfo> = fleet.hives.values().map(|hive| &hive.info).collect();
@@ -290,7 +318,19 @@ impl Dispatcher {
 
 /// What a request has tried so far.
 #[derive(Debug, Default)]
-struct Tries {
+pub(super) struct Tries {
+    /// Its place among those who wait, by when it came.
+    number: u64,
+    /// How long it has waited for the slots that it has had.
+    waited: Duration,
+    has_had_slot: bool,
+    /// What became of the last of them.
+    pub lost: Option<Failure>,
+    /// Some hive had the model.
+    has_known_model: bool,
+    /// Since when none has.
+    away_since: Option<Instant>,
+    /// Workers that were started for it.
     spawns: u32,
     races: u32,
     /// Where it was refused: not asked again.
@@ -309,6 +349,10 @@ enum Spawned {
 }
 
 impl Tries {
+    pub(super) fn new(number: u64) -> Self {
+        Tries { number, ..Tries::default() }
+    }
+
     /// Whether one more worker may be started for this request.
     fn may_spawn(&self, want: &Want) -> Result<(), Failure> {
         if self.spawns < SPAWNS_MAX {
@@ -321,12 +365,14 @@ impl Tries {
     /// After a spawn at a hive and its device: look again, or give up.
     fn spawned(
         &mut self,
+        is_cause: bool,
         place: (String, Option<String>),
         outcome: Result<(), Failure>,
     ) -> Result<Spawned, Failure> {
         let failure = match outcome {
             Ok(()) => {
-                self.spawns += 1;
+                // One that somebody else had started may have gone to those who came before, and on from there.
+                self.spawns += u32::from(is_cause);
                 return Ok(Spawned::Ready);
             }
             Err(failure) => failure,
@@ -362,6 +408,7 @@ struct Wait {
     reason: String,
     /// Its time counts; while a worker comes up it does not.
     is_for_slot: bool,
+    is_for_hive: bool,
     /// All there are, and how many are busy.
     slots: (u32, u32),
     grow: Option<placement::Spawn>,
@@ -371,23 +418,37 @@ struct Wait {
 impl Wait {
     fn for_slot(total: u32, busy: u32) -> Self {
         let reason = format!("all {total} slots are busy");
-        Wait { reason, is_for_slot: true, slots: (total, busy), grow: None, claim: None }
+        let slots = (total, busy);
+        Wait { reason, is_for_slot: true, is_for_hive: false, slots, grow: None, claim: None }
     }
 
     fn for_room(want: &Want, hive: String, device: String, bytes: u64, by: Vec<String>) -> Self {
-        let workers = by.join(", ");
-        let reason =
-            format!("{device} of {hive} has no room for `{}` while {workers} is at work", want.model);
+        let until = match by.as_slice() {
+            [] => "what is free is promised to others".to_owned(),
+            by => format!("{} is at work", by.join(", ")),
+        };
+        let reason = format!("{device} of {hive} has no room for `{}` while {until}", want.model);
         Wait { reason, claim: Some(Claim { hive, device, bytes, by }), ..Wait::for_slot(0, 0) }
     }
 
     fn for_worker(want: &Want, slots: (u32, u32)) -> Self {
         let reason = format!("a worker for `{}` is coming up", want.model);
-        Wait { reason, is_for_slot: false, slots, grow: None, claim: None }
+        Wait { reason, is_for_slot: false, ..Wait::for_slot(slots.0, slots.1) }
+    }
+
+    fn for_hive(want: &Want) -> Self {
+        let reason = format!("no hive that has `{}` is linked any more", want.model);
+        Wait { reason, is_for_hive: true, ..Wait::for_slot(0, 0) }
     }
 
     fn news(&self, position: usize) -> String {
         format!("{}; {position}. in the queue", self.reason)
+    }
+
+    fn away(&self) -> Failure {
+        let seconds = HIVE_AWAY_MAX.as_secs();
+        let what = format!("{}, and none came back within {seconds} s", self.reason);
+        Failure::new(Code::HiveLost, what).with(json!({"retry_after": RETRY_AFTER_SECONDS}))
     }
 
     fn full(&self, queued: usize) -> Failure {

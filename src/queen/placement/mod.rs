@@ -112,6 +112,15 @@ pub struct Promise {
     pub bytes: u64,
 }
 
+impl Promise {
+    /// For a request that waits for workers to end: what they hold it gets from them, and only the rest of what is free.
+    pub fn of_claim(hive: &str, device: &str, bytes: u64, by: &[String], workers: &[WorkerInfo]) -> Self {
+        let held = workers.iter().filter(|worker| by.contains(&worker.worker_id));
+        let held: u64 = held.map(|worker| worker.memory_bytes).sum();
+        Promise { hive: hive.to_owned(), device: device.to_owned(), bytes: bytes.saturating_sub(held) }
+    }
+}
+
 /// What is known at one instant.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'v> {
@@ -162,12 +171,16 @@ pub fn decide(want: &Want, view: &View<'_>) -> Decision {
         return Decision::Full {
             slots_total: serving.slots_total,
             slots_busy: serving.slots_busy,
-            // Only into room that is free: nobody has to go for a second worker of a model.
-            grow: search::best_spawn(
-                want,
-                view,
-                |room| matches!(room, Room::Fits { evict, .. } if evict.is_empty()),
-            ),
+            // Only into room that is free: nobody has to go for a second worker of a model. Another than the one that was
+            // named is of no use.
+            grow: match want.worker_id {
+                Some(_) => None,
+                None => search::best_spawn(
+                    want,
+                    view,
+                    |room| matches!(room, Room::Fits { evict, .. } if evict.is_empty()),
+                ),
+            },
         };
     }
     if let Some(id) = &want.worker_id {

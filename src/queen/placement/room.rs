@@ -19,7 +19,8 @@ pub enum Room<'v> {
         /// Fewer slots or less context than the defaults.
         is_lowered: bool,
     },
-    /// There will be room when these have ended their work.
+    /// There will be room when these have ended their work; if it is none of them, when what is promised to others has become
+    /// workers that can end.
     AfterBusy {
         bytes: u64,
         by: Vec<&'v WorkerInfo>,
@@ -162,11 +163,13 @@ fn on_device<'v>(want: &Want, view: &View<'v>, holder: Holder<'v>, device: &'v D
     // Those at work last: an idle one costs nobody time. What is ending gives its memory back by itself.
     let mut ending: Vec<&WorkerInfo> = here().filter(|worker| !worker.pinned).collect();
     ending.sort_by_key(|worker| (view.busy(worker) > 0, worker.last_used));
-    match least_of(&ending, least, free) {
+    // What is promised to others is only a reason to wait: theirs will be workers that end, too.
+    let unpromised = device.memory_free_bytes;
+    match least_of(&ending, least, free).or_else(|| least_of(&ending, least, unpromised)) {
         Some(by) => Room::AfterBusy { bytes: least.bytes, by },
         None => Room::TooLittle {
             needed: least.bytes,
-            free: free + ending.iter().map(|worker| worker.memory_bytes).sum::<u64>(),
+            free: unpromised + ending.iter().map(|worker| worker.memory_bytes).sum::<u64>(),
         },
     }
 }
@@ -217,6 +220,13 @@ pub fn best_kind(hive: &HiveInfo) -> &str {
             && hive.engines.iter().any(|engine| engine.kind == **kind && !engine.foreign)
     };
     GPU_KINDS.iter().find(is_ready).map_or("cpu", |kind| kind)
+}
+
+/// The device that a number means: of those that this node's work goes to.
+pub fn numbered(hive: &HiveInfo, number: usize) -> Option<&str> {
+    let best = best_kind(hive);
+    let of_best = hive.devices.iter().filter(|device| device.device_type == best);
+    of_best.map(|device| device.id.as_str()).nth(number)
 }
 
 /// By the device's name, or its kind, or an engine's name, whose kind it then is.

@@ -212,13 +212,21 @@ impl World {
             let theirs = of(&other.model);
             let blocked = decide(other, &View { holders: &theirs, ..view(&[], &[]) });
             if let Decision::Blocked { hive, device, bytes, by } = blocked {
+                let workers = &self.hives.iter().find(|known| known.name == hive).expect("it is one").workers;
+                promises.push(Promise::of_claim(&hive, &device, bytes, &by, workers));
                 claimed.extend(by);
-                promises.push(Promise { hive, device, bytes });
             }
         }
-        let view = view(&claimed, &promises);
-        let decision = decide(want, &view);
-        agrees(want, &view, &decision);
+        let looked_at = view(&claimed, &promises);
+        let decision = decide(want, &looked_at);
+        agrees(want, &looked_at, &decision);
+        if matches!(decision, Decision::Refuse(_)) {
+            let bare = decide(want, &view(&[], &[]));
+            assert!(
+                matches!(bare, Decision::Refuse(_)),
+                "{want:?} is refused for what others are promised: {bare:?}"
+            );
+        }
         decision
     }
 

@@ -205,6 +205,12 @@ fn a_full_model_may_get_another_worker_where_there_is_room_and_only_there() {
     assert_eq!(grown(hive("b", 9, vec![])), None);
     let idle_there = hive("b", 9, vec![other("idle", "CPU-0", 5_000, 0, 0)]);
     assert_eq!(grown(idle_there), None, "nobody has to go for a second worker");
+    let named = Want { worker_id: Some("w".into()), ..want() };
+    let waits = decided(&named, &[full(), hive("b", 9_000, vec![])]);
+    assert!(
+        matches!(&waits, Decision::Full { grow: None, .. }),
+        "another is not the one that was named: {waits:?}"
+    );
 }
 
 #[test]
@@ -237,6 +243,34 @@ fn what_is_promised_to_others_is_not_free() {
     let promise = Promise { hive: "a".into(), device: "CPU-0".into(), bytes: 1_000 * MIB };
     let next = decided_with(&want(), &hives, &InFlight::new(), &[promise], &[]);
     assert_eq!(spawned(next), at("b", "CPU-0", &[]));
+}
+
+#[test]
+fn what_is_promised_to_others_is_waited_for_and_never_a_refusal() {
+    let promise = |bytes| Promise { hive: "a".into(), device: "CPU-0".into(), bytes };
+    let blocked = |workers: Vec<WorkerInfo>, promised: u64| {
+        let hives = [hive("a", 1_500, workers)];
+        match decided_with(&want(), &hives, &InFlight::new(), &[promise(promised * MIB)], &[]) {
+            Decision::Blocked { by, .. } => by,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(blocked(vec![], 1_400), Vec::<String>::new());
+    assert_eq!(blocked(vec![other("busy", "CPU-0", 100, 1, 0)], 9_000), Vec::<String>::new());
+    assert_eq!(blocked(vec![other("busy", "CPU-0", 500, 1, 0)], 1_300), ["busy"]);
+    let pinned = WorkerInfo { pinned: true, ..other("pinned", "CPU-0", 5_000, 0, 0) };
+    let full = refused(decided(&want(), &[hive("a", 100, vec![pinned])]));
+    assert!(full.message.contains("stop what is pinned"), "{}", full.message);
+    let small = refused(decided(&want(), &[hive("a", 100, vec![])]));
+    assert!(!small.message.contains("pinned"), "{}", small.message);
+}
+
+#[test]
+fn a_claim_takes_of_what_is_free_only_what_its_workers_do_not_give() {
+    let workers = [other("busy", "CPU-0", 700, 1, 0), other("another", "CPU-0", 900, 1, 0)];
+    let promise =
+        |bytes: u64| Promise::of_claim("a", "CPU-0", bytes * MIB, &["busy".to_owned()], &workers).bytes / MIB;
+    assert_eq!([promise(1_000), promise(600)], [300, 0]);
 }
 
 #[test]
@@ -303,7 +337,12 @@ fn a_number_names_a_device_among_the_best_kind_of_its_node() {
     for (word, id) in [("0", "GPU-0"), ("1", "GPU-1"), ("GPU-1", "GPU-1"), ("cpu", "CPU-0")] {
         assert_eq!(spawned(decided(&on(word), &[two.clone()])).1, id, "{word}");
     }
-    assert_eq!(refused(decided(&on("2"), &[two])).code, Code::BackendUnavailable);
+    assert_eq!(refused(decided(&on("2"), &[two.clone()])).code, Code::BackendUnavailable);
+    // And the worker that is there is used, as by any other word.
+    let there = WorkerInfo { device: "GPU-1".into(), ..worker("w", WorkerState::Ready, 0) };
+    let served = HiveInfo { workers: vec![there], ..two };
+    assert_eq!(used(decided(&on("1"), &[served.clone()])), "w");
+    assert_eq!(spawned(decided(&on("0"), &[served])).1, "GPU-0");
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn is_wanted(want: &Want, hive: &HiveInfo, worker: &WorkerInfo) -> bool {
         word.eq_ignore_ascii_case(&worker.device)
             || word.eq_ignore_ascii_case(&worker.worker)
             || device.is_some_and(|device| room::is_device(word, device, &[]))
+            || word.parse().is_ok_and(|number| room::numbered(hive, number) == Some(worker.device.as_str()))
     };
     want.worker_id.as_ref().is_none_or(|id| *id == worker.worker_id)
         && want.device.as_ref().is_none_or(is_device)
@@ -122,16 +123,16 @@ pub fn refusal(want: &Want, view: &View<'_>) -> Failure {
         let weights = holder.needs.map_or(0, |needs| needs.weights_bytes);
         let room = room::without_margin(free).saturating_sub(needed.saturating_sub(weights));
         let smaller = fitting(&want.model, weights, room);
-        let advice = match smaller {
+        let mut advice = match smaller {
             Some((label, _)) => format!("The smaller quantisation {label} would fit on {}", device.id),
             None => "Take a smaller quantisation or a smaller model".into(),
         };
+        if holder.hive.workers.iter().any(|worker| worker.pinned && worker.device == device.id) {
+            advice += ", or stop what is pinned";
+        }
         return Failure::new(
             Code::InsufficientMemory,
-            format!(
-                "no node has the memory for `{}`: {reasons}. {advice}, or stop what is pinned",
-                want.model
-            ),
+            format!("no node has the memory for `{}`: {reasons}. {advice}", want.model),
         )
         .with(json!({
             "needed_bytes": needed, "available_bytes": free, "device": device.id, "hive": holder.hive.name,
@@ -271,6 +272,12 @@ fn about_room(device: &Device, room: &Room<'_>) -> String {
                 format!(" once the idle {} is gone", names(evict))
             };
             format!("has room{shape}{makes_room}: about {} MiB needed, {free} free", mib(*bytes))
+        }
+        Room::AfterBusy { bytes, by } if by.is_empty() => {
+            let needed = mib(*bytes);
+            format!(
+                "needs about {needed} MiB and has {free} free, which are promised to others who came first"
+            )
         }
         Room::AfterBusy { bytes, by } => {
             format!("needs about {} MiB and has {free} free until {} is done", mib(*bytes), names(by))
