@@ -287,7 +287,7 @@ async fn tell_generations(env: &mut Vec<(String, String)>, entry: &CatalogEntry)
     if entry.worker_type != "cuda" || env.iter().any(|(name, _)| name == NAME) {
         return;
     }
-    if let Some(generations) = devices::cuda_architectures(&devices::devices(0).await) {
+    if let Some(generations) = devices::cuda_architectures(&devices::devices(0, &[]).await) {
         env.push((NAME.to_owned(), generations));
     }
 }

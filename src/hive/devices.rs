@@ -24,9 +24,10 @@ pub const BUILT_IN: &str = if cfg!(feature = "cuda") {
 
 /// The CPU first, then what GPUs there are. `mapped` bytes of files are in use by our workers: the kernel calls them
 /// available, for it could read them again, but a model whose weights are pushed out generates at the disk's speed.
-pub async fn devices(mapped: u64) -> Vec<Device> {
+/// `seen` were found the last time.
+pub async fn devices(mapped: u64, seen: &[Device]) -> Vec<Device> {
     let mut devices = vec![cpu(mapped)];
-    devices.extend(nvidia().await);
+    devices.extend(nvidia().await.unwrap_or_else(|why| unheard_of(seen, &why)));
     if cfg!(target_os = "macos") {
         // Unified memory: the GPU's is the machine's.
         let cpu = &devices[0];
@@ -149,7 +150,18 @@ pub fn cpu_features() -> Vec<String> {
     line.trim_start_matches([' ', '\t', ':']).split_ascii_whitespace().map(str::to_owned).collect()
 }
 
-async fn nvidia() -> Vec<Device> {
+/// GPUs that were there and of which nothing can be learnt now. A node does not lose them by that: its work would fall to the
+/// processor unasked. Nothing of them is free until more is known.
+fn unheard_of(seen: &[Device], why: &str) -> Vec<Device> {
+    let gpus: Vec<&Device> = seen.iter().filter(|device| device.device_type == "cuda").collect();
+    if gpus.iter().any(|gpu| gpu.memory_free_bytes > 0) {
+        tracing::warn!(reason = why, "nothing was learnt of the GPUs; they are taken to be full until it is");
+    }
+    gpus.into_iter().map(|gpu| Device { memory_free_bytes: 0, ..gpu.clone() }).collect()
+}
+
+/// No GPUs where the tool is not installed, which is the usual case; else what it says, or why it says nothing.
+async fn nvidia() -> Result<Vec<Device>, String> {
     let run = tokio::process::Command::new("nvidia-smi")
         .args(NVIDIA_SMI_QUERY)
         .stdin(Stdio::null())
@@ -157,16 +169,13 @@ async fn nvidia() -> Vec<Device> {
         .kill_on_drop(true)
         .output();
     match tokio::time::timeout(NVIDIA_SMI_MAX, run).await {
-        Ok(Ok(output)) if output.status.success() => parse_nvidia(&String::from_utf8_lossy(&output.stdout)),
-        // Not installed, or no such hardware: both are the usual case.
-        Ok(_) => Vec::new(),
-        Err(_) => {
-            tracing::warn!(
-                limit_s = NVIDIA_SMI_MAX.as_secs(),
-                "nvidia-smi did not answer; GPUs are left out"
-            );
-            Vec::new()
+        Ok(Ok(output)) if output.status.success() => {
+            Ok(parse_nvidia(&String::from_utf8_lossy(&output.stdout)))
         }
+        Ok(Ok(output)) => Err(format!("nvidia-smi: {}", output.status)),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Ok(Err(error)) => Err(format!("nvidia-smi: {error}")),
+        Err(_) => Err(format!("nvidia-smi did not answer within {} s", NVIDIA_SMI_MAX.as_secs())),
     }
 }
 
@@ -217,6 +226,14 @@ mod tests {
         assert_eq!(devices.len(), 1);
         assert_eq!((devices[0].id.as_str(), devices[0].memory_bytes), ("GPU-0", 24_564 << 20));
         assert_eq!(devices[0].compute_capability.as_deref(), Some("8.9"));
+    }
+
+    #[test]
+    fn gpus_that_nothing_is_learnt_of_are_still_there_and_full() {
+        let seen = [vec![cpu(0)], parse_nvidia("0, NVIDIA L4, 24564, 23000, 8.9\n")].concat();
+        let told = unheard_of(&seen, "nvidia-smi: exit status: 15");
+        assert_eq!(told, [Device { memory_free_bytes: 0, ..seen[1].clone() }]);
+        assert_eq!(unheard_of(&seen[..1], "nvidia-smi: exit status: 9"), []);
     }
 
     #[test]

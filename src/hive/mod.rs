@@ -162,7 +162,7 @@ impl Hive {
     async fn devices(&self) -> Vec<Device> {
         let pids = self.workers.infos().into_iter().filter_map(|worker| worker.pid);
         let mapped = pids.filter_map(process::mapped_bytes).sum();
-        let mut devices = devices::devices(mapped).await;
+        let mut devices = devices::devices(mapped, &self.devices_seen()).await;
         if let Some(max) = self.options.memory_max {
             devices::limit(&mut devices, max, &self.workers.infos());
         }

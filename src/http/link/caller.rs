@@ -82,7 +82,10 @@ async fn heard_from(
         loop {
             let before = reads.load(Ordering::Relaxed);
             match tokio::time::timeout(answer_max, answered.as_mut()).await {
-                Ok(pong) => break drop(pong.map_err(LinkError::Lost)?),
+                Ok(answered) => {
+                    answered.map_err(LinkError::Lost)?;
+                    break;
+                }
                 Err(_) if reads.load(Ordering::Relaxed) == before => return Err(LinkError::Silent),
                 Err(_) => {}
             }

@@ -341,7 +341,7 @@ fn a_number_names_a_device_among_the_best_kind_of_its_node() {
     // And the worker that is there is used, as by any other word.
     let there = WorkerInfo { device: "GPU-1".into(), ..worker("w", WorkerState::Ready, 0) };
     let served = HiveInfo { workers: vec![there], ..two };
-    assert_eq!(used(decided(&on("1"), &[served.clone()])), "w");
+    assert_eq!(used(decided(&on("1"), std::slice::from_ref(&served))), "w");
     assert_eq!(spawned(decided(&on("0"), &[served])).1, "GPU-0");
 }
 
