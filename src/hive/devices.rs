@@ -55,14 +55,17 @@ fn cpu(mapped: u64) -> Device {
     }
 }
 
-/// Holds workers to a part of the machine's own memory. Those still starting are not counted here: what they were
-/// promised is taken off by whoever plans with it.
-pub fn limit(devices: &mut [Device], max: u64, workers: &[WorkerInfo]) {
-    let is_own = |device: &Device| matches!(device.device_type.as_str(), "cpu" | "metal");
+/// Whether a device's memory is the machine's.
+pub fn is_own(device: &Device) -> bool {
+    matches!(device.device_type.as_str(), "cpu" | "metal")
+}
+
+/// Holds workers to a part of the machine's own memory.
+pub fn limit(devices: &mut [Device], max: u64, workers: impl Iterator<Item = WorkerInfo>) {
     let own: Vec<String> =
         devices.iter().filter(|device| is_own(device)).map(|device| device.id.clone()).collect();
-    let taking = workers.iter().filter(|worker| own.contains(&worker.device) && !worker.state.is_coming());
-    let taken: u64 = taking.map(|worker| worker.memory_bytes).sum();
+    let taken: u64 =
+        workers.filter(|worker| own.contains(&worker.device)).map(|worker| worker.memory_bytes).sum();
     for device in devices.iter_mut().filter(|device| is_own(device)) {
         device.memory_bytes = device.memory_bytes.min(max);
         device.memory_free_bytes = device.memory_free_bytes.min(max.saturating_sub(taken));

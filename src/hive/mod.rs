@@ -158,16 +158,40 @@ impl Hive {
         }
     }
 
-    /// What there is to compute with, and what of its memory a new worker could have.
+    /// What there is to compute with, and what of its memory is free. What workers that load were promised is taken off by
+    /// whoever plans with it.
     async fn devices(&self) -> Vec<Device> {
-        let pids = self.workers.infos().into_iter().filter_map(|worker| worker.pid);
-        let mapped = pids.filter_map(process::mapped_bytes).sum();
-        let mut devices = devices::devices(mapped, &self.devices_seen()).await;
+        let mut devices = self.machine().await;
         if let Some(max) = self.options.memory_max {
-            devices::limit(&mut devices, max, &self.workers.infos());
+            let up = self.workers.infos().into_iter().filter(|worker| !worker.state.is_coming());
+            devices::limit(&mut devices, max, up);
         }
         self.devices_seen.lock().expect("no holder panics").clone_from(&devices);
         devices
+    }
+
+    /// The same, and of its memory what a new worker could have.
+    async fn room(&self) -> Vec<Device> {
+        // Looked at first: what they take meanwhile is counted twice then, and not never.
+        let coming = self.workers.coming();
+        let mut devices = self.machine().await;
+        for (worker, resident) in &coming {
+            let Some(device) = devices.iter_mut().find(|device| device.id == worker.device) else { continue };
+            // What a worker has of the machine's memory is free no more. Of a graphics card's it is not known.
+            let taken = if devices::is_own(device) { *resident } else { 0 };
+            let to_come = worker.memory_bytes.saturating_sub(taken);
+            device.memory_free_bytes = device.memory_free_bytes.saturating_sub(to_come);
+        }
+        if let Some(max) = self.options.memory_max {
+            devices::limit(&mut devices, max, self.workers.infos().into_iter());
+        }
+        devices
+    }
+
+    async fn machine(&self) -> Vec<Device> {
+        let pids = self.workers.infos().into_iter().filter_map(|worker| worker.pid);
+        let mapped = pids.filter_map(process::mapped_bytes).sum();
+        devices::devices(mapped, &self.devices_seen()).await
     }
 
     /// As they were found the last time.

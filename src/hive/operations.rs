@@ -125,11 +125,7 @@ async fn start(
     stored: &Stored,
     job: &Context,
 ) -> Result<String, Failure> {
-    let mut devices = hive.devices().await;
-    for device in &mut devices {
-        let promised = hive.workers.memory_promised(&device.id);
-        device.memory_free_bytes = device.memory_free_bytes.saturating_sub(promised);
-    }
+    let devices = hive.room().await;
     let engines = hive.engines.all();
     let (engine, device) = choose(want, &engines, &devices)?;
     let plan: Plan = preflight::plan(want, &stored.header, device)?;

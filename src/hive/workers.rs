@@ -184,12 +184,14 @@ impl Workers {
         self.ends.not_running(id, Failure::new(Code::WorkerNotFound, unknown))
     }
 
-    /// Memory of a device that is promised to workers that have not taken it yet.
-    pub fn memory_promised(&self, device: &str) -> u64 {
-        let table = self.table.borrow();
-        let is_coming = |worker: &&Worker| worker.info.state.is_coming() && worker.info.device == device;
-        let coming = table.values().filter(is_coming);
-        coming.map(|worker| worker.info.memory_bytes).sum()
+    /// Those that load, each with what it has of the machine's memory by now.
+    pub fn coming(&self) -> Vec<(WorkerInfo, u64)> {
+        let coming = self.infos().into_iter().filter(|worker| worker.state.is_coming());
+        let with_resident = |worker: WorkerInfo| {
+            let resident = worker.pid.and_then(process::memory_bytes).unwrap_or(0);
+            (worker, resident)
+        };
+        coming.map(with_resident).collect()
     }
 
     /// A worker that already does what is wanted, or is about to.
