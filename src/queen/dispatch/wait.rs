@@ -4,7 +4,7 @@
 
 use super::queue::{CLAIM_AFTER, Claim};
 use super::spawn::{Key, Watching};
-use super::{Dispatcher, GROW_AFTER, GROW_AGAIN_AFTER, Slot, Tell};
+use super::{Dispatcher, GROW_AFTER, GROW_AGAIN_AFTER, Slot, State, Tell};
 use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Decision, View, Want};
 use crate::wire::fleet::HiveInfo;
@@ -121,7 +121,7 @@ impl Dispatcher {
                 }
                 Placed::Join(watching) => {
                     let wait = Wait::for_worker(want, (0, 0));
-                    let number = self.enter(ticket, want, tries, &wait)?;
+                    let number = self.enter(&mut self.state(), ticket, want, tries, false, &wait)?;
                     let position = self.stands_by(number, want);
                     // The first hears of the load; the others, where they are.
                     if position > 1 {
@@ -135,7 +135,7 @@ impl Dispatcher {
                 Placed::Refused(failure) => return Err(tries.first_failure.take().unwrap_or(failure)),
                 Placed::Wait(wait) => wait,
             };
-            let number = self.enter(ticket, want, tries, &wait)?;
+            let number = self.enter(&mut self.state(), ticket, want, tries, false, &wait)?;
             let (position, has_waited) = if wait.is_for_slot {
                 let (mut state, now) = (self.state(), Instant::now());
                 state.queue.waits(number, wait.claim.clone(), now);
@@ -200,31 +200,26 @@ impl Dispatcher {
             return Ok(None);
         }
         let is_joined = state.spawns.contains_key(&key);
-        let number = tries.number;
-        if ticket.is_none() {
-            if !is_joined || tries.has_had_slot {
-                state.queue.enter_beside(number, want, tries.waited);
-            } else if !state.queue.enter(number, want, self.limits.queue) {
-                return Err(Wait::for_worker(want, (0, 0)).full(state.queue.len()));
-            }
-            *ticket = Some(Ticket { dispatcher: self, number });
-        }
+        let wait = Wait::for_worker(want, (0, 0));
+        let number = self.enter(&mut state, ticket, want, tries, !is_joined, &wait)?;
         state.queue.stands_by(number, Instant::now());
         Ok(Some(Watching::of(self.start_spawn(&mut state, key, want, plan))))
     }
 
-    /// One's number in the queue, which has a limit.
+    /// One's number in the queue. It has a limit, but not for the cause of a spawn, nor for one that has had a slot.
     fn enter<'d>(
         &'d self,
+        state: &mut State,
         ticket: &mut Option<Ticket<'d>>,
         want: &Want,
         tries: &Tries,
+        is_cause: bool,
         wait: &Wait,
     ) -> Result<u64, Failure> {
         let number = tries.number;
         if ticket.is_none() {
-            let queue = &mut self.state().queue;
-            if tries.has_had_slot {
+            let queue = &mut state.queue;
+            if is_cause || tries.has_had_slot {
                 queue.enter_beside(number, want, tries.waited);
             } else if !queue.enter(number, want, self.limits.queue) {
                 return Err(wait.full(queue.len()));
