@@ -116,7 +116,6 @@ impl<E: Engine> Scheduler<E> {
     pub fn step(&mut self) {
         self.free_cancelled();
         self.admit();
-        self.publish();
         let planned = self.plan();
         if !planned.is_empty() {
             match self.decode(&planned) {
@@ -162,11 +161,13 @@ impl<E: Engine> Scheduler<E> {
         }
     }
 
+    /// Fills free slots, and shows them busy before anybody is told that its answer has started.
     fn admit(&mut self) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.is_none()) {
-            let Some(mut work) = self.waiting.pop_front() else { return };
+        let mut admitted = Vec::new();
+        for (at, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
+            let Some(mut work) = self.waiting.pop_front() else { break };
             work.leave_queue();
-            work.tell(Event::Started);
+            admitted.push(at);
             *slot = Some(Slot {
                 tokens: work.ask.prompt.clone(),
                 decoded: 0,
@@ -178,6 +179,10 @@ impl<E: Engine> Scheduler<E> {
                 first_token: None,
                 work,
             });
+        }
+        self.publish();
+        for slot in admitted.into_iter().filter_map(|at| self.slots[at].as_ref()) {
+            slot.work.tell(Event::Started);
         }
     }
 

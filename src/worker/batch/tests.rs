@@ -5,6 +5,9 @@ use crate::worker::engine::{Limits, Markup, Vocabulary};
 use crate::worker::queue::{Ask, Generation, Queue, WAITING_MAX, queue};
 use crate::worker::sampler::Sampling;
 use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake};
 
 const END: Token = 256;
 const VOCABULARY: usize = 257;
@@ -204,6 +207,28 @@ fn an_answer_comes_token_by_token_and_ends_as_the_model_ends_it() {
     let Some(Event::Done(outcome)) = end else { panic!("{end:?}") };
     assert_eq!((outcome.finish, outcome.prompt_tokens, outcome.new_tokens), (Finish::End, 2, 4));
     assert!(bench.scheduler.engine.held[0].is_empty(), "the sequence is forgotten");
+}
+
+#[test]
+fn who_is_told_that_his_answer_has_started_finds_his_slot_busy() {
+    /// Notes how many slots are shown busy at the moment that somebody is told something.
+    struct Told {
+        views: watch::Receiver<Vec<SlotView>>,
+        busy: Mutex<Vec<usize>>,
+    }
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            let busy = self.views.borrow().iter().filter(|view| view.busy).count();
+            self.busy.lock().unwrap().push(busy);
+        }
+    }
+    let mut bench = bench(1, 64);
+    let told = Arc::new(Told { views: bench.scheduler.views(), busy: Mutex::default() });
+    let mut generation = bench.submit(ask("hi"));
+    let next = pin!(generation.next());
+    assert!(next.poll(&mut Context::from_waker(&told.clone().into())).is_pending());
+    bench.scheduler.admit();
+    assert_eq!(*told.busy.lock().unwrap(), [1]);
 }
 
 #[test]
