@@ -1,12 +1,14 @@
-//! Peers of the version before: a hive finds words that such a queen understands, and the queen those of such a hive.
+//! Queens and hives played by hand: a hive finds words that a queen of the version before understands, and the queen those
+//! of such a hive; the first word tells all that placement needs.
 
+use crate::support::gguf::Tiny;
 use crate::support::node::{Daemon, Place, alone, until};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Channel};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rbee::http::link::{self, Hello, PROTOCOL_HEADER, UPGRADE_TO};
 use rbee::http::{client, client::Target};
-use rbee::wire::codec::{self, Decoder, DeviceV1, Frame, HiveV1, ModelV1, TelemetryV1};
+use rbee::wire::codec::{self, Decoder, DeviceV1, Frame, HiveV1, ModelV1, TelemetryV1, TelemetryV2};
 use rbee::wire::{Code, Failure, PROTOCOL};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -32,6 +34,56 @@ async fn dialled(listener: &TcpListener) -> (TcpStream, u32) {
     (stream, protocol.unwrap().parse().unwrap())
 }
 
+/// Takes a hive's link, and hears its telemetry's first word.
+async fn first_word(mut dialled: TcpStream, path: &str) -> Frame {
+    let accepted =
+        format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {UPGRADE_TO}\r\n\r\n");
+    dialled.write_all(accepted.as_bytes()).await.unwrap();
+    let (caller, running) = link::call(TokioIo::new(dialled)).await.unwrap();
+    let running = tokio::spawn(running);
+    let mut telling = caller.send(client::get(path).unwrap()).await.unwrap().into_body();
+    let mut decoder = Decoder::default();
+    let first = tokio::time::timeout(WAIT_MAX, async {
+        loop {
+            if let Some(frame) = decoder.next_frame().unwrap() {
+                return frame;
+            }
+            decoder.push(&telling.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+    });
+    let frame = first.await.unwrap();
+    running.abort();
+    frame
+}
+
+#[test]
+fn the_first_word_of_a_hive_tells_what_its_models_need() {
+    alone(|| {
+        let place = Place::with_model(&Tiny::default());
+        let earlier = Daemon::start(&place, "hive serve", &["--name", "laden"]);
+        let model = earlier.register(&place, None);
+        assert!(earlier.terminate().success());
+        runtime().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let starting = tokio::task::spawn_blocking(move || {
+                (Daemon::start(&place, "hive serve", &["--name", "laden", "--queen", &url]), place)
+            });
+            let (stream, _) = dialled(&listener).await;
+            match first_word(stream, "/v1/telemetry?version=2").await {
+                Frame::V2(TelemetryV2::Full(told)) => {
+                    let told = told.models.iter().find(|told| told.id == model);
+                    assert!(told.is_some_and(|told| !told.shapes.is_empty()), "{told:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+            let (hive, place) = starting.await.unwrap();
+            tokio::task::spawn_blocking(move || assert!(hive.terminate().success())).await.unwrap();
+            drop(place);
+        });
+    });
+}
+
 #[test]
 fn a_hive_speaks_as_a_queen_of_the_version_before_understands() {
     alone(|| {
@@ -49,29 +101,12 @@ fn a_hive_speaks_as_a_queen_of_the_version_before_understands() {
             let head = "HTTP/1.1 426 Upgrade Required\r\ncontent-type: application/json\r\ncontent-length";
             refused.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
 
-            let (mut stream, protocol) = dialled(&listener).await;
+            let (stream, protocol) = dialled(&listener).await;
             assert_eq!(protocol, OLDER);
-            let accepted = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {UPGRADE_TO}\r\n\r\n"
-            );
-            stream.write_all(accepted.as_bytes()).await.unwrap();
-            let (caller, running) = link::call(TokioIo::new(stream)).await.unwrap();
-            let running = tokio::spawn(running);
-            let mut telling = caller.send(client::get("/v1/telemetry").unwrap()).await.unwrap().into_body();
-            let mut decoder = Decoder::default();
-            let first = tokio::time::timeout(WAIT_MAX, async {
-                loop {
-                    if let Some(frame) = decoder.next_frame().unwrap() {
-                        return frame;
-                    }
-                    decoder.push(&telling.frame().await.unwrap().unwrap().into_data().unwrap());
-                }
-            });
-            match first.await.unwrap() {
+            match first_word(stream, "/v1/telemetry").await {
                 Frame::V1(TelemetryV1::Full(told)) => assert_eq!(told.name, "newer"),
                 other => panic!("{other:?}"),
             }
-            running.abort();
             let (hive, place) = starting.await.unwrap();
             tokio::task::spawn_blocking(move || assert!(hive.terminate().success())).await.unwrap();
             drop(place);

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Between two tries to reach a queen: doubling from the first to the last (B52).
 pub const REDIAL_MIN: Duration = Duration::from_millis(100);
@@ -34,6 +34,8 @@ pub const DEVICES_EVERY: Duration = Duration::from_secs(10);
 pub const BUSY_TOLD_EVERY: Duration = Duration::from_millis(10);
 /// And what may be told at once before that: as much as she would hear in this time.
 pub const BUSY_TOLD_BURST: Duration = Duration::from_millis(200);
+/// How long the first word waits for headers of models that nobody has read yet: some milliseconds each, but a disk may hang.
+const FIRST_LOOK_MAX: Duration = Duration::from_millis(500);
 /// What a queen asks for telemetry with, by the versions that she understands; the first had no such word.
 const VERSION_PARAMETER: &str = "version";
 /// Frames that wait for a queen who reads slowly.
@@ -166,6 +168,13 @@ impl Teller {
         let mut drained = hive.drained.subscribe();
         workers.borrow_and_update();
         let mut speeds = Box::pin(hive.speeds.changed());
+        // She places by what models need from the first word on.
+        let mut looking = Some(self.look());
+        if let Some(look) = &mut looking
+            && timeout(FIRST_LOOK_MAX, look).await.is_ok()
+        {
+            looking = None;
+        }
         let mut known_devices = hive.devices_seen();
         let mut holders = self.holders();
         self.send(TelemetryV2::Full(Box::new(HiveV2 {
@@ -182,8 +191,6 @@ impl Teller {
             speeds: hive.speeds.all().into_iter().map(Into::into).collect(),
         })))
         .await?;
-        // Headers of models that nobody has looked at yet are read now: the first word must not wait for that.
-        let mut looking = Some(self.look());
         let mut look_again = tokio::time::interval_at(Instant::now() + DEVICES_EVERY, DEVICES_EVERY);
         // On its own, too: a vendor's tool may take longer than a queen bears silence.
         let mut asking: Option<JoinHandle<Vec<Device>>> = None;
