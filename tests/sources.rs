@@ -3,7 +3,7 @@
 mod archives;
 mod git;
 
-use crate::statics::authority;
+use crate::support::authority::authority;
 use crate::support::hub::{Fault, TestHub};
 use crate::support::origin::Folder;
 use crate::support::told::narration;

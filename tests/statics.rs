@@ -1,6 +1,9 @@
 //! One static file: it needs nothing beside it, and finds names and trusts certificates where a static program that
-//! asked glibc for them would die.
+//! asked glibc for them would die. Other systems have no static programs.
 
+#![cfg(target_os = "linux")]
+
+use crate::support::authority::authority;
 use crate::support::gguf::{Tiny, tiny};
 use crate::support::hub::{TestHub, places, recipe};
 use command_fds::{CommandFdExt, FdMapping};
@@ -12,10 +15,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 const RBEE: &str = env!("CARGO_BIN_EXE_rbee");
@@ -27,7 +28,6 @@ fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn the_program_is_one_file_that_no_loader_is_needed_for() {
     if !cfg!(target_feature = "crt-static") {
@@ -89,7 +89,6 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn it_runs_where_there_is_nothing_else() {
     let Some(root) = EmptyRoot::new() else { return };
@@ -100,7 +99,6 @@ fn it_runs_where_there_is_nothing_else() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("none.gguf"), "{missing:?}");
 }
 
-#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_worker_answers_where_there_is_nothing_else() {
     let Some(root) = EmptyRoot::new() else { return };
@@ -134,7 +132,6 @@ exec "$@"
 
 /// First this very executable, which is static, too, and has the program's own code for names, TLS and the store; then
 /// the program.
-#[cfg(target_os = "linux")]
 #[test]
 fn names_and_private_authorities_work_in_a_static_program() {
     const NAME: &str = "statics::names_and_private_authorities_work_in_a_static_program";
@@ -229,27 +226,6 @@ async fn fetch(endpoint: &str, state: &Path, bytes: &[u8]) -> Result<Fetched, rb
     settings.limits.attempts_max = 1;
     let store = Store::open(settings).unwrap();
     store.fetch_recipe(&recipe(bytes), &|_| {}, &CancellationToken::new()).await
-}
-
-/// A certificate authority that only SSL_CERT_FILE names, and a server's certificate from it.
-pub fn authority(dir: &Path, names: &[&str]) -> TlsAcceptor {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    std::fs::write(dir.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = rcgen::Issuer::new(params, key);
-    let server_key = rcgen::KeyPair::generate().unwrap();
-    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let key = rustls::pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
 }
 
 /// A name server that knows one name.

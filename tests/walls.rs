@@ -1,8 +1,10 @@
-//! A confined tree reaches what it was given and nothing else, as root and as an ordinary user.
+//! A confined tree reaches what it was given and nothing else, as root and as an ordinary user. Linux has these walls.
+
+#![cfg(target_os = "linux")]
 
 use crate::support::pidns;
 use crate::support::survivors::block_on;
-use crate::support::trees::{self, Ground, Told, also_as_nobody, launch, script, to_the_end};
+use crate::support::trees::{Ground, Told, also_as_nobody, launch, script, to_the_end};
 use rbee::process::{Confine, Exit, Spec, Walls};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open, test_kill_process};
 use std::fs::Permissions;
@@ -18,12 +20,6 @@ use std::process::{Child, Command, Stdio};
 const SYSTEM: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"];
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const MEMORY_BYTES_MAX: u64 = 2 << 30;
-
-#[test]
-#[ignore = "not a test: the tree holder that others start to kill it"]
-fn tree_holder() {
-    trees::hold();
-}
 
 // ── what a confined process tries
 

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -141,7 +141,7 @@ fn open_direct(path: &Path) -> Option<File> {
     use rustix::fs::OFlags;
     use std::os::unix::fs::OpenOptionsExt;
     let flags = OFlags::DIRECT | OFlags::NOFOLLOW;
-    OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(path).ok()
+    File::options().write(true).custom_flags(flags.bits() as i32).open(path).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -157,7 +157,7 @@ mod tests {
     fn whole_and_broken_runs_make_one_file_whichever_way_they_went() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("part");
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         let disk = Disk::new(file, &path);
         let write = |at, pieces: &[Bytes]| disk.write(at, pieces, Some(DIRECT_BYTES_MIN)).unwrap();
         let bytes: Vec<u8> = (0..5 * ALIGNMENT + 17).map(|at| (at % 251) as u8).collect();

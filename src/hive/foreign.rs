@@ -4,7 +4,7 @@
 
 use crate::http::client::{self, Target};
 use crate::wire::catalog::Serve;
-use crate::wire::{Code, Failure};
+use crate::wire::{Code, Failure, random};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -34,10 +34,7 @@ impl Endpoint {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let key_file = key_file(run, worker_id);
         let mut bytes = [0u8; KEY_BYTES];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-        }
+        random::fill(&mut bytes)?;
         let key: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         // One that an earlier try left is not gone on with.
         match std::fs::remove_file(&key_file) {

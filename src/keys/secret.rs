@@ -2,6 +2,7 @@
 
 use super::KeyError;
 use crate::wire::digest::Digest;
+use crate::wire::random;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
@@ -27,7 +28,7 @@ impl Secret {
 
     fn fresh(prefix: &str) -> Result<Self, KeyError> {
         let mut bytes = [0; RANDOM_BYTES];
-        random(&mut bytes).map_err(KeyError::Random)?;
+        random::fill(&mut bytes).map_err(KeyError::Random)?;
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Secret(format!("{prefix}{hex}")))
     }
@@ -55,19 +56,6 @@ impl fmt::Debug for Secret {
 /// One round of SHA-256 is enough: nobody tries 2^256 secrets through, however fast each try is.
 pub fn digest(secret: &str) -> Digest {
     Digest::of(Sha256::new_with_prefix(secret.as_bytes()))
-}
-
-#[cfg(target_os = "linux")]
-fn random(bytes: &mut [u8; RANDOM_BYTES]) -> std::io::Result<()> {
-    // So few bytes come whole.
-    rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn random(bytes: &mut [u8; RANDOM_BYTES]) -> std::io::Result<()> {
-    use std::io::Read;
-    std::fs::File::open("/dev/urandom")?.read_exact(bytes)
 }
 
 #[cfg(test)]

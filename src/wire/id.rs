@@ -1,22 +1,15 @@
 //! Fresh names: UUIDs of version 7, which sort by age.
 
+use super::{fleet, random};
 use uuid::Uuid;
 
-/// A name that nobody has had. The random part comes from the kernel by system call: the uuid crate's way looks
-/// `getrandom` up by name, which a static program cannot, and then needs /dev/urandom, which an empty root has not.
-#[cfg(target_os = "linux")]
+/// A name that nobody has had.
 pub fn fresh() -> Uuid {
-    let mut random = [0; 10];
-    match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()) {
-        // So few bytes come whole.
-        Ok(_) => uuid::Builder::from_unix_timestamp_millis(super::fleet::now_ms(), &random).into_uuid(),
+    let mut bytes = [0; 10];
+    match random::fill(&mut bytes) {
+        Ok(()) => uuid::Builder::from_unix_timestamp_millis(fleet::now_ms(), &bytes).into_uuid(),
         Err(_) => Uuid::now_v7(),
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-pub fn fresh() -> Uuid {
-    Uuid::now_v7()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What both ends of a connection share: identifiers, job events, fleet facts, errors. JSON at public edges;
-//! `codec` has the postcard frames of the link, `openai` the shapes OpenAI's clients know. No IO here.
+//! `codec` has the postcard frames of the link, `openai` the shapes OpenAI's clients know. No IO here but the kernel's
+//! random bytes.
 
 pub mod catalog;
 pub mod codec;
@@ -11,6 +12,7 @@ pub mod job;
 pub mod logs;
 pub mod openai;
 pub mod operation;
+pub mod random;
 pub mod version;
 
 pub use failure::{Code, Failure};

@@ -1,5 +1,6 @@
 //! What several test files need.
 
+pub mod authority;
 pub mod fleet;
 pub mod gguf;
 pub mod hub;

@@ -1,8 +1,7 @@
 //! Process trees under the real binary's shim, and who is left of them.
 
-use rbee::process::{self, Output, Spec, Tree};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rbee::process::{self, Identity, Output, Spec, Tree};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -67,17 +66,11 @@ pub fn left_after(limit: Duration) -> Vec<i32> {
     loop {
         let left = others();
         let time = until.saturating_duration_since(Instant::now());
-        let Some(pid) = left.first().and_then(|pid| Pid::from_raw(*pid)).filter(|_| !time.is_zero()) else {
-            return left;
-        };
-        wait_for_end(pid, time);
+        let Some(pid) = left.first().filter(|_| !time.is_zero()) else { return left };
+        if let Some(process) = Identity::of(*pid) {
+            process.ends_within(time);
+        }
     }
-}
-
-pub fn wait_for_end(pid: Pid, limit: Duration) {
-    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    let timeout = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
-    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)).expect("waiting for a process");
 }
 
 pub fn kill_9(pid: i32) {

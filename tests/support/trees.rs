@@ -165,7 +165,7 @@ impl Holder {
         std::fs::write(&request, serde_json::to_vec(spec).expect("a spec is JSON"))
             .expect("writing the request");
         let mut process = Command::new(std::env::current_exe().expect("a test knows its executable"))
-            .args(["--exact", "walls::tree_holder", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "output::tree_holder", "--ignored", "--nocapture", "--test-threads=1"])
             .env(HOLD, &request)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
