@@ -1,9 +1,10 @@
 //! Where requests run: by memory, by what is loaded, by who came first; each refusal and each wait with its reason.
 
+use crate::builds::Shop;
 use crate::scripted;
 use crate::support::fleet::{CHAT, Full, Pair, served};
 use crate::support::gguf::{Tiny, tiny};
-use crate::support::node::{Daemon, Place, alone, chat, roomy, until};
+use crate::support::node::{Daemon, Job, Place, alone, chat, roomy, until};
 use rbee::wire::Code;
 use rbee::wire::fleet::now_ms;
 use serde_json::{Value, json};
@@ -224,6 +225,76 @@ fn a_request_that_two_workers_were_lost_over_is_not_tried_a_third_time() {
         let lost = failure.details["workers"].as_array().unwrap_or_else(|| panic!("{failure:?}"));
         assert!(lost.len() == 2 && lost[0] != lost[1], "{failure:?}");
         assert!(failure.message.contains("not tried again"), "{}", failure.message);
+    });
+}
+
+/// Two nodes with the scripted engine, `here` with much more memory; on each it starts after a line of shell.
+struct Unlike {
+    _shops: [Shop; 2],
+    here: Daemon,
+    _there: Daemon,
+    model: String,
+    // Last, because fields are dropped in order and a place fails if something of it still runs.
+    _places: [Place; 2],
+}
+
+impl Unlike {
+    fn start(first: [&str; 2]) -> Unlike {
+        let places = [Place::with_model(&Tiny::default()), Place::new()];
+        let (shop, here, model) = scripted::served(&places[0], first[0], &[]);
+        let (url, elsewhere) = (here.url(), Shop::open(&places[1]));
+        scripted::recipe(&elsewhere, first[1]);
+        let catalog = elsewhere.daemon.url();
+        let there = [
+            "--name",
+            "there",
+            "--queen",
+            &url,
+            "--listen",
+            "127.0.0.3:0",
+            "--memory",
+            "2000",
+            "--catalog",
+            &catalog,
+        ];
+        let there = Daemon::start(&places[1], "hive serve", &there);
+        here.has_hives(2);
+        let install = json!({"operation": "worker_install", "worker_id": scripted::ID, "hive_id": "there"});
+        here.job(&install).done();
+        assert_eq!(here.register(&places[0], Some("there")), model);
+        Unlike { _shops: [shop, elsewhere], here, _there: there, model, _places: places }
+    }
+
+    fn infer(&self) -> Job {
+        self.here.job(&json!({
+            "operation": "infer", "model": self.model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        }))
+    }
+}
+
+#[test]
+fn a_worker_that_ends_while_it_loads_is_replaced_on_another_node() {
+    alone(|| {
+        let fleet = Unlike::start(["echo no driver >&2; exit 3", ""]);
+        let job = fleet.infer();
+        job.done();
+        let is_retry = |(name, data): &&(String, Value)| name == "narration" && data["action"] == "retry";
+        let told =
+            job.events.iter().find(is_retry).unwrap_or_else(|| panic!("{job:?}")).1["message"].to_string();
+        assert!(told.contains("no driver") && told.contains("trying elsewhere"), "{told}");
+        assert_eq!(fleet.here.workers()[0]["hive"], "there");
+    });
+}
+
+#[test]
+fn a_model_whose_workers_end_while_they_load_is_tried_on_two_nodes_and_no_more() {
+    alone(|| {
+        let fleet = Unlike::start(["echo no driver >&2; exit 3"; 2]);
+        let job = fleet.infer();
+        let failure = job.find("error").unwrap_or_else(|| panic!("{job:?}"));
+        assert_eq!(failure["code"], "WORKER_LOST");
+        assert!(failure["message"].as_str().unwrap().contains("not tried again"), "{failure}");
+        assert_eq!(failure["details"]["workers"].as_array().map(Vec::len), Some(2), "{failure}");
     });
 }
 

@@ -287,10 +287,13 @@ impl Life {
                 }
                 Event::Loaded(Err(failure)) => {
                     // A worker that is about to exit says why better than its broken stream does.
-                    let told = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
+                    let has_exited = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
                     tree.stop(Duration::ZERO).await;
-                    let failure =
-                        if told { crashed(id, tree, &failure.message) } else { with_log(failure, tree) };
+                    let failure = if has_exited && failure.code == Code::WorkerLost {
+                        crashed(id, tree, &failure.message)
+                    } else {
+                        with_log(failure, id, tree)
+                    };
                     return End::Crash { failure, served };
                 }
                 Event::Exited(exit) => {
@@ -317,7 +320,10 @@ impl Life {
                 Event::Frozen => {
                     workers.update(id, |worker| worker.info.state = WorkerState::Failed);
                     tree.stop(Duration::ZERO).await;
-                    return End::Crash { failure: with_log(liveness::failure(workers, id), tree), served };
+                    return End::Crash {
+                        failure: with_log(liveness::failure(workers, id), id, tree),
+                        served,
+                    };
                 }
                 Event::HiveStops if workers.is_handing_over() => {
                     workers.end(id);
@@ -490,14 +496,15 @@ fn crashed(id: &str, tree: &Tree, how: &str) -> Failure {
     let tail = tree.tail(LOG_TAIL_LINES);
     let last = tail.iter().rev().find(|line| !line.trim().is_empty()).cloned().unwrap_or_default();
     let why = if last.is_empty() { how.to_owned() } else { format!("{how}: {last}") };
-    with_log(Failure::new(Code::WorkerLost, format!("worker {id} ended: {why}")), tree)
+    with_log(Failure::new(Code::WorkerLost, format!("worker {id} ended: {why}")), id, tree)
 }
 
-fn with_log(failure: Failure, tree: &Tree) -> Failure {
+fn with_log(failure: Failure, id: &str, tree: &Tree) -> Failure {
     let mut details = match failure.details.clone() {
         serde_json::Value::Object(details) => details,
         _ => serde_json::Map::new(),
     };
+    details.insert("worker_id".into(), json!(id));
     details.insert("log".into(), json!(tree.tail(LOG_TAIL_LINES)));
     failure.with(details.into())
 }

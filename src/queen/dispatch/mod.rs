@@ -164,7 +164,6 @@ impl Dispatcher {
             state.budget.request();
             Tries::new(state.queue.arrive())
         };
-        let mut lost: Vec<String> = Vec::new();
         let mut redirects = 0;
         loop {
             let slot = self.place(ask.want, &mut tries, tell).await?;
@@ -180,15 +179,8 @@ impl Dispatcher {
                     failure
                 }
                 Err(NotBegun::Lost(failure)) => {
-                    lost.push(slot.worker_id.clone());
-                    if lost.len() >= LOSSES_MAX {
-                        return Err(poisonous(&lost, &failure));
-                    }
-                    if !self.state().budget.retry(Instant::now()) {
-                        let what = format!("{}; too many were lost lately to try again", failure.message);
-                        return Err(Failure { message: what, ..failure });
-                    }
-                    failure
+                    tries.lost_workers.push(slot.worker_id.clone());
+                    self.may_try_again(&tries.lost_workers, failure)?
                 }
             };
             tracing::info!(worker = slot.worker_id, reason = failure.message, "an answer did not begin");
@@ -198,6 +190,18 @@ impl Dispatcher {
             tries.lost = Some(failure);
             self.forgotten(&hive, &worker_id).await;
         }
+    }
+
+    /// Whether a request may be tried again after the loss of a worker; it has had `lost` of them.
+    fn may_try_again(&self, lost: &[String], failure: Failure) -> Result<Failure, Failure> {
+        if lost.len() >= LOSSES_MAX {
+            return Err(poisonous(lost, &failure));
+        }
+        if !self.state().budget.retry(Instant::now()) {
+            let what = format!("{}; too many were lost lately to try again", failure.message);
+            return Err(Failure { message: what, ..failure });
+        }
+        Ok(failure)
     }
 
     /// Waits until the hive has said that no more of a worker's slots are busy than this queen still uses. False when that

@@ -4,7 +4,7 @@
 
 use super::queue::{CLAIM_AFTER, Claim};
 use super::spawn::{Key, Watching};
-use super::{Dispatcher, GROW_AFTER, GROW_AGAIN_AFTER, Slot, State, Tell};
+use super::{Dispatcher, GROW_AFTER, GROW_AGAIN_AFTER, LOSSES_MAX, Slot, State, Tell};
 use crate::queen::fleet::Fleet;
 use crate::queen::placement::{self, Decision, View, Want};
 use crate::wire::fleet::HiveInfo;
@@ -110,6 +110,11 @@ impl Dispatcher {
                 Err(_) if tries.has_known_model => Placed::Wait(Wait::for_hive(want)),
                 Err(failure) => return Err(failure),
             };
+            let is_nowhere = matches!(placed, Placed::Refused(_)) && tries.lost_workers.len() < LOSSES_MAX;
+            if let Some(failure) = tries.lost_loading.take_if(|_| !is_nowhere) {
+                let failure = self.may_try_again(&tries.lost_workers, failure)?;
+                tell(JobEvent::warn("retry", format!("{}; trying elsewhere", failure.message)));
+            }
             let wait = match placed {
                 Placed::Slot(slot) => return Ok(slot),
                 Placed::Spawn(plan) => {
@@ -321,6 +326,10 @@ pub(super) struct Tries {
     has_had_slot: bool,
     /// What became of the last of them.
     pub lost: Option<Failure>,
+    /// Workers that ended over it, or while they were loaded for it.
+    pub lost_workers: Vec<String>,
+    /// The last of those that ended while they were loaded, as long as nothing else was found.
+    lost_loading: Option<Failure>,
     /// Some hive had the model.
     has_known_model: bool,
     /// Since when none has.
@@ -340,7 +349,7 @@ enum Spawned {
     /// Somebody else was quicker, or a hive left.
     LostARace,
     /// Not there; perhaps elsewhere.
-    Refused,
+    NotThere,
 }
 
 impl Tries {
@@ -379,10 +388,23 @@ impl Tries {
                 if self.races > RACES_MAX { Err(failure) } else { Ok(Spawned::LostARace) }
             }
             // Its hive knows better than we did; another one may have room.
-            Code::InsufficientMemory | Code::BackendUnavailable | Code::ModelNotFound => {
+            Code::InsufficientMemory
+            | Code::BackendUnavailable
+            | Code::ModelNotFound
+            | Code::ChecksumMismatch => {
                 self.refused.push(place);
                 self.first_failure.get_or_insert(failure);
-                Ok(Spawned::Refused)
+                Ok(Spawned::NotThere)
+            }
+            // It ended or hung while it loaded: a driver, a disk. Another node may do better.
+            Code::WorkerLost | Code::LoadingTimeout => {
+                let unnamed = || format!("one of {}", place.0);
+                let worker = failure.details["worker_id"].as_str().map_or_else(unnamed, str::to_owned);
+                self.lost_workers.push(worker);
+                self.lost_loading = Some(failure.clone());
+                self.refused.push(place);
+                self.first_failure.get_or_insert(failure);
+                Ok(Spawned::NotThere)
             }
             _ => Err(failure),
         }
