@@ -95,6 +95,8 @@ fn listed(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("pkgbuilds/ is part of the source");
     let mut paths: Vec<PathBuf> =
         entries.map(|entry| entry.expect("pkgbuilds/ can be read").path()).collect();
+    // What a file manager leaves.
+    paths.retain(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
     paths.sort();
     paths
 }

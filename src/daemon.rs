@@ -9,6 +9,7 @@ pub use lock::{Lock, gone, holder, holders_pid, is_locked};
 
 use crate::config::Settings;
 use crate::shutdown::Shutdown;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,8 @@ use tokio::net::TcpListener;
 
 /// Connections the kernel keeps for us before they are accepted.
 const BACKLOG: i32 = 1_024;
+/// More than all connections that are served at once; a Mac refuses a larger number.
+const OPEN_FILES: u64 = 10_240;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -181,6 +184,18 @@ pub fn detach() -> Result<(), DaemonError> {
         // Already the leader of a session or group: nothing to leave.
         Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
         Err(error) => Err(DaemonError::Detach(error.into())),
+    }
+}
+
+/// Lets this process have as many connections as it takes: a shell's limit is a thousand files, a Mac's 256.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if limit.current.is_none_or(|now| now >= most) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit }) {
+        tracing::warn!(most, %error, "the limit of open files stays as it is");
     }
 }
 

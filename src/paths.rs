@@ -10,6 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// `sun_path` with its closing NUL: 108 on Linux, 104 on the BSDs and macOS.
+/// A Mac's / is sealed and has no /run.
+const RUN_OF_ROOT: &str = if cfg!(target_os = "macos") { "/var/run/rbee" } else { "/run/rbee" };
 const SOCKET_PATH_BYTES_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 const SOCKET_HASH_HEX: usize = 12;
 const SOCKET_SUFFIX: &str = ".sock";
@@ -77,7 +79,7 @@ impl Dirs {
             return Ok(Dirs::new(config, dir.clone(), dir.join("run"), dir.join("logs")));
         }
         if is_root {
-            return Ok(Dirs::new(config, "/var/lib/rbee".into(), "/run/rbee".into(), "/var/log/rbee".into()));
+            return Ok(Dirs::new(config, "/var/lib/rbee".into(), RUN_OF_ROOT.into(), "/var/log/rbee".into()));
         }
         let cache = match (absolute("XDG_CACHE_HOME"), home) {
             (Some(cache), _) => cache.join("rbee"),

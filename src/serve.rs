@@ -76,6 +76,7 @@ pub async fn run(settings: &Settings, roles: Roles) -> Result<(), ServeError> {
     if settings.on("detach") {
         daemon::detach()?;
     }
+    daemon::raise_open_files();
     let mut notify = Notify::of(settings)?;
     let shutdown = Shutdown::new();
     shutdown::on_signals(&shutdown).map_err(ServeError::Signals)?;

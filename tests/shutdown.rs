@@ -4,7 +4,7 @@
 use crate::builds::Shop;
 use crate::support::fleet::{CHAT, Full, fleet};
 use crate::support::node::{Daemon, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -12,6 +12,22 @@ use std::time::{Duration, Instant};
 
 /// A second SIGTERM ends all within a worker's grace.
 const STOP_MAX: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_daemon_may_open_more_files_than_a_shell_lets_its_programs() {
+    alone(|| {
+        let place = Place::new();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..limit }).unwrap();
+        let daemon = Daemon::start(&place, "serve", &[]);
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let soft: u64 = line.split_ascii_whitespace().nth(3).unwrap().parse().unwrap();
+        // Of `/proc`'s line "Max open files  SOFT  HARD  files".
+        assert_eq!(soft, limit.maximum.map_or(10_240, |most| most.min(10_240)), "{line}");
+        assert!(daemon.terminate().success());
+    });
+}
 
 #[test]
 fn a_queen_that_shuts_down_finishes_the_stream_she_relays() {

@@ -1,6 +1,7 @@
 //! What a recipe's `makedepends` mean on a machine that is no Arch Linux: which program to look for, and how each package
 //! manager brings it.
 
+use crate::pkgbuild::program_folders;
 use crate::wire::{Code, Failure};
 use serde_json::json;
 use std::ffi::OsString;
@@ -164,9 +165,9 @@ pub fn is_here(probe: Probe, env: impl Fn(&str) -> Option<OsString>) -> bool {
     }
 }
 
-/// The program of a name, as a shell finds it.
+/// The program of a name, as a build finds it.
 pub fn on_path(name: &str, env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    std::env::split_paths(&env("PATH")?).map(|folder| folder.join(name)).find(|path| is_program(path))
+    program_folders(env).into_iter().map(|folder| folder.join(name)).find(|path| is_program(path))
 }
 
 /// The compiler of CUDA: on the PATH, where the environment says, or where installers put it.
@@ -294,6 +295,21 @@ mod tests {
         assert_eq!(on_path("cmake", env), None);
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         assert_eq!(on_path("cmake", env), Some(program));
+    }
+
+    #[test]
+    fn what_rustup_brought_is_found_though_a_service_manager_gives_no_path_to_it() {
+        let home = tempfile::tempdir().unwrap();
+        let cargo = home.path().join(".cargo/bin/cargo");
+        std::fs::create_dir_all(cargo.parent().unwrap()).unwrap();
+        std::fs::write(&cargo, "").unwrap();
+        std::fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let env = |name: &str, path: &str| match name {
+            "HOME" => Some(home.path().into()),
+            "PATH" => Some(path.into()),
+            _ => None,
+        };
+        assert_eq!(on_path("cargo", |name| env(name, "/nowhere")), Some(cargo));
     }
 
     #[test]

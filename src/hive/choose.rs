@@ -223,6 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn a_macs_own_engine_computes_on_its_processor_where_that_is_asked_for() {
+        let devices = [device("CPU-0", "cpu", 9), device("GPU-0", "metal", 1)];
+        let engines = [built_in("metal"), built_in("cpu")];
+        assert_eq!(chosen(&want(None, None), &engines, &devices), pair("built-in", "GPU-0"));
+        for (worker, asked) in [(None, Some("cpu")), (None, Some("CPU-0")), (Some("cpu"), None)] {
+            assert_eq!(chosen(&want(worker, asked), &engines, &devices), pair("built-in", "CPU-0"));
+        }
+    }
+
+    #[test]
     fn gpu_work_is_never_given_to_the_cpu_unasked() {
         let devices = [device("CPU-0", "cpu", 1), device("GPU-0", "cuda", 1)];
         let engines = [built_in("cpu")];

@@ -1,6 +1,8 @@
 //! What this machine can compute with. Facts come from /proc and from the vendor's own command line tool, never from a
 //! library loaded into this process: a static program cannot load a driver, and a driver's crash must not be ours.
 
+#[cfg(target_os = "macos")]
+use crate::process;
 use crate::wire::fleet::{Device, WorkerInfo};
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -28,15 +30,17 @@ pub const BUILT_IN: &str = if cfg!(feature = "cuda") {
 pub async fn devices(mapped: u64, seen: &[Device]) -> Vec<Device> {
     let mut devices = vec![cpu(mapped)];
     devices.extend(nvidia().await.unwrap_or_else(|why| unheard_of(seen, &why)));
-    if cfg!(target_os = "macos") {
-        // Unified memory: the GPU's is the machine's.
+    #[cfg(target_os = "macos")]
+    {
+        // Unified memory: the GPU's is a part of the machine's.
         let cpu = &devices[0];
+        let most = process::gpu_memory_max(cpu.memory_bytes);
         devices.push(Device {
             id: "GPU-0".into(),
             name: cpu.name.clone(),
             device_type: "metal".into(),
-            memory_bytes: cpu.memory_bytes,
-            memory_free_bytes: cpu.memory_free_bytes,
+            memory_bytes: most,
+            memory_free_bytes: cpu.memory_free_bytes.min(most),
             compute_capability: None,
         });
     }
@@ -72,27 +76,35 @@ pub fn limit(devices: &mut [Device], max: u64, workers: impl Iterator<Item = Wor
     }
 }
 
-/// Total and available bytes of the machine's memory, or of the control group that limits us.
-fn memory(mapped: u64) -> (u64, u64) {
-    if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
-        let (total, available) = parse_meminfo(&text);
-        let available = available.saturating_sub(mapped);
-        return match cgroup_limit() {
-            Some((limit, used)) if limit < total => (limit, limit.saturating_sub(used).min(available)),
-            _ => (total, available),
-        };
+/// A GPU that has a part of the machine's memory for itself has no more free of it than its workers leave, however much the
+/// machine has.
+pub fn keep_to_its_part(devices: &mut [Device], workers: &[WorkerInfo]) {
+    for device in devices.iter_mut().filter(|device| device.device_type == "metal") {
+        let its = workers.iter().filter(|worker| worker.device == device.id);
+        let taken: u64 = its.map(|worker| worker.memory_bytes).sum();
+        device.memory_free_bytes = device.memory_free_bytes.min(device.memory_bytes.saturating_sub(taken));
     }
-    let sysinfo = |name: &str| {
-        let output = std::process::Command::new("sysctl").args(["-n", name]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().parse::<u64>().ok()
-    };
-    let total = sysinfo("hw.memsize").unwrap_or(0);
-    let page = sysinfo("hw.pagesize").unwrap_or(4096);
-    let free = sysinfo("vm.page_free_count").unwrap_or(0) + sysinfo("vm.page_purgeable_count").unwrap_or(0);
-    // What macOS caches is given up on demand and counted nowhere we can read: half the machine is a modest guess.
-    (total, (free * page).max(total / 2))
 }
 
+/// Total and available bytes of the machine's memory, or of the control group that limits us.
+#[cfg(target_os = "linux")]
+fn memory(mapped: u64) -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let (total, available) = parse_meminfo(&text);
+    let available = available.saturating_sub(mapped);
+    match cgroup_limit() {
+        Some((limit, used)) if limit < total => (limit, limit.saturating_sub(used).min(available)),
+        _ => (total, available),
+    }
+}
+
+#[cfg(target_os = "macos")]
+fn memory(mapped: u64) -> (u64, u64) {
+    let (total, available) = process::machine_memory().unwrap_or_default();
+    (total, available.saturating_sub(mapped))
+}
+
+#[cfg(target_os = "linux")]
 fn parse_meminfo(text: &str) -> (u64, u64) {
     let bytes = |name: &str| {
         text.lines()
@@ -104,6 +116,7 @@ fn parse_meminfo(text: &str) -> (u64, u64) {
 }
 
 /// Limit and use of our own cgroup (v2), where it has a limit.
+#[cfg(target_os = "linux")]
 fn cgroup_limit() -> Option<(u64, u64)> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -114,6 +127,12 @@ fn cgroup_limit() -> Option<(u64, u64)> {
     Some((read("memory.max")?, read("memory.current")?))
 }
 
+#[cfg(target_os = "macos")]
+fn cpu_name() -> String {
+    process::cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+#[cfg(not(target_os = "macos"))]
 fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -215,6 +234,7 @@ pub fn cuda_architectures(devices: &[Device]) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn memory_is_read_in_bytes() {
         let text = "MemTotal:       24000 kB\nMemFree:  1 kB\nMemAvailable:   12000 kB\n";
@@ -229,6 +249,29 @@ mod tests {
         assert_eq!(devices.len(), 1);
         assert_eq!((devices[0].id.as_str(), devices[0].memory_bytes), ("GPU-0", 24_564 << 20));
         assert_eq!(devices[0].compute_capability.as_deref(), Some("8.9"));
+    }
+
+    #[test]
+    fn a_gpu_with_a_part_of_the_machines_memory_has_free_what_its_workers_leave_of_that() {
+        let worker = |device: &str, bytes: u64| -> WorkerInfo {
+            serde_json::from_value(serde_json::json!({
+                "worker_id": "w", "hive": "h", "state": "ready", "model": "m", "worker": "metal", "device": device,
+                "slots_total": 1, "slots_busy": 0, "ctx": 1, "memory_bytes": bytes, "pid": null, "started_at": 0,
+                "last_used": 0, "pinned": false, "url": "",
+            }))
+            .unwrap()
+        };
+        let machine = Device { memory_bytes: 64, memory_free_bytes: 20, ..cpu(0) };
+        let gpu =
+            Device { id: "GPU-0".into(), device_type: "metal".into(), memory_bytes: 48, ..machine.clone() };
+        let free = |workers: &[WorkerInfo]| {
+            let mut devices = [machine.clone(), gpu.clone()];
+            keep_to_its_part(&mut devices, workers);
+            devices.map(|device| device.memory_free_bytes)
+        };
+        assert_eq!(free(&[]), [20, 20], "the machine has no more");
+        assert_eq!(free(&[worker("GPU-0", 40), worker("CPU-0", 9)]), [20, 8]);
+        assert_eq!(free(&[worker("GPU-0", 50)]), [20, 0]);
     }
 
     #[test]

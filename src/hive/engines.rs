@@ -42,9 +42,14 @@ pub enum Program {
 
 impl Engine {
     pub fn built_in() -> Engine {
+        Engine::inside(BUILT_IN)
+    }
+
+    /// This very binary, for devices of a kind.
+    fn inside(kind: &str) -> Engine {
         Engine {
             id: BUILT_IN_ID.into(),
-            kind: BUILT_IN.into(),
+            kind: kind.into(),
             version: VERSION.into(),
             program: Program::BuiltIn,
         }
@@ -156,7 +161,9 @@ impl Engines {
     /// All that can run a model: the one built in first.
     pub fn all(&self) -> Vec<Engine> {
         let installed = self.manifests().into_iter().map(Manifest::engine);
-        std::iter::once(Engine::built_in()).chain(installed).collect()
+        // What was built for a Mac computes on its processor, too, where a person asks for that.
+        let also = (BUILT_IN == "metal").then(|| Engine::inside("cpu"));
+        std::iter::once(Engine::built_in()).chain(also).chain(installed).collect()
     }
 
     fn manifests(&self) -> Vec<Manifest> {

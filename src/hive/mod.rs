@@ -162,9 +162,11 @@ impl Hive {
     /// whoever plans with it.
     async fn devices(&self) -> Vec<Device> {
         let mut devices = self.machine().await;
+        let workers = self.workers.infos().into_iter();
+        let up: Vec<_> = workers.filter(|worker| !worker.state.is_coming()).collect();
+        devices::keep_to_its_part(&mut devices, &up);
         if let Some(max) = self.options.memory_max {
-            let up = self.workers.infos().into_iter().filter(|worker| !worker.state.is_coming());
-            devices::limit(&mut devices, max, up);
+            devices::limit(&mut devices, max, up.into_iter());
         }
         self.devices_seen.lock().expect("no holder panics").clone_from(&devices);
         devices
@@ -182,6 +184,7 @@ impl Hive {
             let to_come = worker.memory_bytes.saturating_sub(taken);
             device.memory_free_bytes = device.memory_free_bytes.saturating_sub(to_come);
         }
+        devices::keep_to_its_part(&mut devices, &self.workers.infos());
         if let Some(max) = self.options.memory_max {
             devices::limit(&mut devices, max, self.workers.infos().into_iter());
         }

@@ -1,26 +1,28 @@
 //! Names to addresses without getaddrinfo, which in a static program loads NSS modules and dies of those of another
 //! glibc. In this order: literal addresses, `localhost`, /etc/hosts, DNS as /etc/resolv.conf says, and last the
-//! system's own `getent`, a separate program that may load what it likes (mDNS, mymachines, LDAP).
+//! system's own `getent`, a separate program that may load what it likes (mDNS, mymachines, LDAP). macOS has none, but no
+//! static programs either: there the system is asked itself, which knows `.local`.
 //!
 //! Nothing is cached: a name is looked up once a connection, and a laptop's resolv.conf changes under us.
 
+#[cfg(not(target_os = "macos"))]
+mod getent;
+
+#[cfg(not(target_os = "macos"))]
+use getent::lookup as system;
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 
 /// One DNS question to one server.
 pub const QUESTION_MAX: Duration = Duration::from_secs(2);
 pub const QUESTION_ATTEMPTS: usize = 2;
 /// All of DNS: several servers, search domains, both families.
 pub const DNS_MAX: Duration = Duration::from_secs(5);
-pub const GETENT_MAX: Duration = Duration::from_secs(5);
-const GETENT_BYTES_MAX: u64 = 64 << 10;
+pub const SYSTEM_MAX: Duration = Duration::from_secs(5);
 /// Addresses of one name that are worth trying.
 pub const ADDRESSES_MAX: usize = 16;
 const NAME_BYTES_MAX: usize = 253;
@@ -56,10 +58,10 @@ pub async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveErr
         return Ok(with_port(from_hosts));
     }
     let mut asked = vec!["/etc/hosts".to_owned()];
-    for source in [Source::Dns, Source::Getent] {
+    for source in [Source::Dns, Source::System] {
         let found = match source {
             Source::Dns => dns(bare).await,
-            Source::Getent => getent(bare).await,
+            Source::System => system(bare).await,
         };
         match found {
             Ok(addresses) if !addresses.is_empty() => return Ok(with_port(addresses)),
@@ -73,14 +75,15 @@ pub async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveErr
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Dns,
-    Getent,
+    System,
 }
 
 impl Source {
     fn name(self) -> &'static str {
         match self {
             Source::Dns => "DNS",
-            Source::Getent => "getent",
+            Source::System if cfg!(target_os = "macos") => "the system",
+            Source::System => "getent",
         }
     }
 }
@@ -132,41 +135,18 @@ async fn dns(host: &str) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-async fn getent(host: &str) -> Result<Vec<IpAddr>, String> {
-    let child = Command::new("getent")
-        .args(["ahosts", host])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err("not installed".into()),
-        Err(error) => return Err(error.to_string()),
-    };
-    let Some(stdout) = child.stdout.take() else { return Ok(Vec::new()) };
-    let mut text = String::new();
-    let read_and_reap = async {
-        let read = stdout.take(GETENT_BYTES_MAX).read_to_string(&mut text).await;
-        child.wait().await.and(read)
-    };
-    match tokio::time::timeout(GETENT_MAX, read_and_reap).await {
-        Ok(Ok(_)) => Ok(parse_ahosts(&text)),
+#[cfg(target_os = "macos")]
+async fn system(host: &str) -> Result<Vec<IpAddr>, String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no static program, and nobody else knows all names of a Mac"
+    )]
+    let asked = tokio::net::lookup_host((host, 0));
+    match tokio::time::timeout(SYSTEM_MAX, asked).await {
+        Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer in {} s", GETENT_MAX.as_secs())),
+        Err(_) => Err(format!("no answer in {} s", SYSTEM_MAX.as_secs())),
     }
-}
-
-/// Lines of `ADDRESS TYPE NAME`, the address repeated for each socket type.
-fn parse_ahosts(text: &str) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()) {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
-    addresses
 }
 
 #[cfg(test)]
@@ -189,11 +169,5 @@ mod tests {
         for bad in ["", "-v", "a b", "a..b", "x/../y", "hüb.test", "a\0b", "a.-b"] {
             assert!(matches!(lookup(bad, 1).await, Err(ResolveError::BadName(_))), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn getent_lines_give_each_address_once() {
-        let text = "192.0.2.1 STREAM hub\n192.0.2.1 DGRAM\n192.0.2.1 RAW\n2001:db8::1 STREAM\nnonsense\n";
-        assert_eq!(parse_ahosts(text).len(), 2);
     }
 }

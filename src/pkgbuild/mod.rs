@@ -41,6 +41,7 @@ pub use lint::NETWORK_IN_PREPARE;
 pub use metadata::{Metadata, RecipeError, SourceArray};
 pub use package::Built;
 pub use places::{BUILD_LOGS_MAX, Places};
+pub use toolchain::program_folders;
 pub use work::sweep_work;
 
 use crate::wire::Failure;

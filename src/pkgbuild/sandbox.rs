@@ -120,8 +120,6 @@ const FOLDER_NAMES: [&str; 11] = [
     "SDKROOT",
     "DEVELOPER_DIR",
 ];
-/// Without a PATH of ours.
-const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What runs behind the walls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,16 +177,23 @@ impl Sandbox {
 
     /// The shell, which also makepkg needs.
     pub(super) fn bash(&self) -> Result<PathBuf, Failure> {
-        self.tool("bash").ok_or_else(|| {
-            Failure::new(
-                Code::MissingDependencies,
-                "bash is missing, which reads and runs recipes: install the package `bash`",
-            )
-        })
+        const MISSING: &str = if cfg!(target_os = "macos") {
+            "a bash that reads and runs recipes is missing, and the one of macOS is too old: `brew install bash`"
+        } else {
+            "bash is missing, which reads and runs recipes: install the package `bash`"
+        };
+        // A Mac's own is of 2007.
+        let is_too_old = |path: &PathBuf| cfg!(target_os = "macos") && path.starts_with("/bin");
+        let found = self.tools("bash").find(|path| !is_too_old(path));
+        found.ok_or_else(|| Failure::new(Code::MissingDependencies, MISSING))
     }
 
     pub(super) fn tool(&self, name: &str) -> Option<PathBuf> {
-        std::env::split_paths(&self.path).map(|folder| folder.join(name)).find(|path| path.is_file())
+        self.tools(name).next()
+    }
+
+    fn tools(&self, name: &str) -> impl Iterator<Item = PathBuf> {
+        std::env::split_paths(&self.path).map(move |folder| folder.join(name)).filter(|path| path.is_file())
     }
 
     /// What a person should know of what was left out.
@@ -256,10 +261,6 @@ impl Sandbox {
 fn is_a_home(path: &Path, given: &BTreeMap<String, String>) -> bool {
     let home = given.get("HOME").map(Path::new);
     home.is_some_and(|home| home.starts_with(path)) || path.parent().is_none()
-}
-
-pub(super) fn path_of(given: &BTreeMap<String, String>) -> &str {
-    given.get("PATH").map_or(PATH_DEFAULT, String::as_str)
 }
 
 /// Whether a program there can be read behind the walls without more being allowed.

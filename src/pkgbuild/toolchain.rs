@@ -3,10 +3,14 @@
 //! cargo and rustc are usually rustup's proxies, which read and write ~/.rustup. A build gets the toolchain behind them
 //! instead, to read only.
 
-use super::sandbox::{is_of_the_system, path_of};
+use super::sandbox::is_of_the_system;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+/// Where there is no PATH.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const HOMEBREW: [&str; 2] = ["/opt/homebrew/bin", "/usr/local/bin"];
 /// Beside a folder of programs under a home: what the programs in it load.
 const BESIDE_PROGRAMS: [&str; 4] = ["lib", "lib64", "libexec", "include"];
 /// Beside the compiler of CUDA besides: what it runs, and what it compiles and links against.
@@ -22,16 +26,25 @@ pub(super) struct Folders {
     pub read: Vec<PathBuf>,
 }
 
+/// Where a build's programs are looked for: the PATH, then folders that a person's shell adds to it and a service manager
+/// does not: rustup's, and Homebrew's on a Mac.
+pub fn program_folders(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let path = env("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.extend(env("HOME").map(|home| Path::new(&home).join(".cargo/bin")));
+    if cfg!(target_os = "macos") {
+        folders.extend(HOMEBREW.map(PathBuf::from));
+    }
+    folders
+}
+
 /// The folders of programs that a build may use, in the order of the daemon's.
 pub(super) fn folders(given: &BTreeMap<String, String>) -> Folders {
     let mut folders = Folders::default();
     let toolchain = rust_toolchain(given);
     let cuda = ["CUDA_HOME", "CUDA_PATH"].iter().find_map(|name| given.get(*name)).map(Path::new);
-    let listed: Vec<PathBuf> = std::env::split_paths(path_of(given)).collect();
-    let mut extra: Vec<PathBuf> = cuda.into_iter().map(|home| home.join("bin")).collect();
-    // A service manager starts daemons without it, and rustup puts everybody's cargo there.
-    extra.extend(given.get("HOME").map(|home| Path::new(home).join(".cargo/bin")));
-    for folder in listed.into_iter().chain(extra) {
+    let listed = program_folders(|name| given.get(name).map(Into::into));
+    for folder in listed.into_iter().chain(cuda.map(|home| home.join("bin"))) {
         if !folder.is_absolute() || !folder.is_dir() || folders.path.contains(&folder) {
             continue;
         }

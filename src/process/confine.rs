@@ -97,7 +97,9 @@ impl Prepared {
             });
         };
         let mut limits = vec![(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })];
-        let asked = [(Resource::Fsize, confine.file_bytes_max), (Resource::As, confine.memory_bytes_max)];
+        // macOS refuses a limit of address space that is lower than what every process has mapped from its start.
+        let memory = confine.memory_bytes_max.filter(|_| cfg!(target_os = "linux"));
+        let asked = [(Resource::Fsize, confine.file_bytes_max), (Resource::As, memory)];
         for (resource, most) in asked {
             let Some(most) = most else { continue };
             // A limit that stands already, and is lower, cannot be raised.

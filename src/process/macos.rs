@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 pub(super) const ORPHANS_STAY_BELOW: bool = false;
 
 const ZOMBIE: u32 = 5;
+/// proc_pidinfo's argument, without which it knows no process that has ended and was not asked about yet.
+const ALSO_ZOMBIES: u64 = 1;
 /// More than a Mac may run at once by default (kern.maxproc); the table is cut there.
 const PROCESSES_MAX: usize = 16_384;
 
@@ -23,17 +25,16 @@ pub fn own_program() -> io::Result<PathBuf> {
 
 /// The boot session's UUID: unlike the boot time it does not move when the clock is set.
 pub(super) fn boot() -> String {
-    let mut text = [0u8; 64];
+    text(c"kern.bootsessionuuid")
+}
+
+/// A text that the kernel tells by name, or none.
+fn text(name: &std::ffi::CStr) -> String {
+    let mut text = [0u8; 128];
     let mut length = text.len();
     // SAFETY: the name is a C string, the buffer is ours and its length is passed in and updated.
     let failed = unsafe {
-        libc::sysctlbyname(
-            c"kern.bootsessionuuid".as_ptr(),
-            text.as_mut_ptr().cast(),
-            &raw mut length,
-            std::ptr::null_mut(),
-            0,
-        )
+        libc::sysctlbyname(name.as_ptr(), text.as_mut_ptr().cast(), &raw mut length, std::ptr::null_mut(), 0)
     };
     if failed != 0 {
         return String::new();
@@ -42,18 +43,18 @@ pub(super) fn boot() -> String {
 }
 
 /// One of libproc's fixed structures about one process.
-fn information<T>(pid: i32, flavor: libc::c_int) -> Option<T> {
+fn information<T>(pid: i32, flavor: libc::c_int, argument: u64) -> Option<T> {
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
     let size = libc::c_int::try_from(size_of::<T>()).ok()?;
     // SAFETY: the buffer is as long as said, and the kernel fills plain integers; all zeroes is a valid value of them.
     unsafe {
-        let filled = libc::proc_pidinfo(pid, flavor, 0, value.as_mut_ptr().cast(), size);
+        let filled = libc::proc_pidinfo(pid, flavor, argument, value.as_mut_ptr().cast(), size);
         (filled == size).then(|| value.assume_init())
     }
 }
 
 pub(super) fn process(pid: i32) -> Option<Entry> {
-    let facts: libc::proc_bsdinfo = information(pid, libc::PROC_PIDTBSDINFO)?;
+    let facts: libc::proc_bsdinfo = information(pid, libc::PROC_PIDTBSDINFO, ALSO_ZOMBIES)?;
     Some(Entry {
         pid,
         parent: i32::try_from(facts.pbi_ppid).ok()?,
@@ -74,7 +75,7 @@ pub(super) fn processes() -> Vec<Entry> {
 }
 
 pub(super) fn command(pid: i32) -> String {
-    let Some(facts) = information::<libc::proc_bsdinfo>(pid, libc::PROC_PIDTBSDINFO) else {
+    let Some(facts) = information::<libc::proc_bsdinfo>(pid, libc::PROC_PIDTBSDINFO, ALSO_ZOMBIES) else {
         return String::new();
     };
     let bytes: Vec<u8> =
@@ -84,12 +85,58 @@ pub(super) fn command(pid: i32) -> String {
 
 /// The memory a process has in RAM.
 pub fn memory_bytes(pid: i32) -> Option<u64> {
-    information::<libc::proc_taskinfo>(pid, libc::PROC_PIDTASKINFO).map(|facts| facts.pti_resident_size)
+    information::<libc::proc_taskinfo>(pid, libc::PROC_PIDTASKINFO, 0).map(|facts| facts.pti_resident_size)
 }
 
-/// Not told apart here; what counts as available on macOS is a guess in any case.
-pub fn mapped_bytes(_pid: i32) -> Option<u64> {
-    None
+/// Not told apart here from the rest of it: what is counted twice by that leaves a Mac some room.
+pub fn mapped_bytes(pid: i32) -> Option<u64> {
+    memory_bytes(pid)
+}
+
+/// A number that the kernel tells by name.
+fn number<T: Default>(name: &std::ffi::CStr) -> Option<T> {
+    let mut value = T::default();
+    let mut length = size_of::<T>();
+    // SAFETY: the name is a C string, the buffer is ours and its length is passed in; only plain integers are asked for.
+    let failed = unsafe {
+        libc::sysctlbyname(name.as_ptr(), (&raw mut value).cast(), &raw mut length, std::ptr::null_mut(), 0)
+    };
+    (failed == 0 && length == size_of::<T>()).then_some(value)
+}
+
+/// All memory, and what could be had of it: free pages, what programs have said they can do without, and files, which can be
+/// read again.
+pub fn machine_memory() -> Option<(u64, u64)> {
+    let total: u64 = number(c"hw.memsize")?;
+    let page: u64 = number(c"hw.pagesize")?;
+    let mut told = std::mem::MaybeUninit::<libc::vm_statistics64>::zeroed();
+    let mut words = libc::HOST_VM_INFO64_COUNT;
+    // SAFETY: the buffer is as long as the count says, in words, and the kernel fills plain integers; all zeroes is a valid
+    // value of them. The host's port is this process's to ask.
+    let told = unsafe {
+        #[expect(deprecated, reason = "another crate for one number")]
+        let host = libc::mach_host_self();
+        let failed =
+            libc::host_statistics64(host, libc::HOST_VM_INFO64, told.as_mut_ptr().cast(), &raw mut words);
+        (failed == 0).then(|| told.assume_init())?
+    };
+    let pages = [told.free_count, told.purgeable_count, told.external_page_count].map(u64::from);
+    Some((total, (pages.iter().sum::<u64>() * page).min(total)))
+}
+
+/// Of `total`, what Metal lets programs have: what the person has set, or Apple's share.
+pub fn gpu_memory_max(total: u64) -> u64 {
+    const LARGE: u64 = 36 << 30;
+    match number::<u32>(c"iogpu.wired_limit_mb") {
+        Some(mebibytes) if mebibytes > 0 => (u64::from(mebibytes) << 20).min(total),
+        _ if total > LARGE => total / 4 * 3,
+        _ => total / 3 * 2,
+    }
+}
+
+/// What the processor is called.
+pub fn cpu_name() -> Option<String> {
+    Some(text(c"machdep.cpu.brand_string")).filter(|name| !name.is_empty())
 }
 
 /// Not offered here: orphans go to launchd and are found by their group.
@@ -102,8 +149,15 @@ pub(super) fn die_with(_parent: Option<Pid>) -> io::Result<()> {
     Ok(())
 }
 
-/// Not offered here: our own descriptors are close-on-exec from birth.
-pub(super) fn close_from(_first: u32) -> io::Result<()> {
+/// Between fork and exec: nothing from `first` upwards is passed on. Marked, not closed: the standard library tells by one of
+/// them why a program could not be started.
+pub(super) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: asks for a number.
+    let most = unsafe { libc::getdtablesize() };
+    for fd in i32::try_from(first).unwrap_or(i32::MAX)..most {
+        // SAFETY: a plain system call; on a number that is no descriptor it does nothing.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
     Ok(())
 }
 

@@ -69,6 +69,8 @@ pub use inherited::{
 };
 pub use ladder::{Ladder, Unavailable, ladder};
 pub use launch::{launch, launch_by};
+#[cfg(target_os = "macos")]
+pub use platform::{cpu_name, gpu_memory_max, machine_memory};
 pub use platform::{mapped_bytes, memory_bytes, own_program};
 pub use printable::printable;
 pub use protocol::Exit;

@@ -79,7 +79,12 @@ fn cgroup(record: &Record) -> Option<Cgroup> {
 pub(super) fn remains(record: &Record) -> Vec<Entry> {
     let Some(shim) = record.shim.as_ref().filter(|shim| shim.in_this_boot()) else { return Vec::new() };
     let reused = platform::process(shim.pid).is_some_and(|now| now.start != shim.start);
-    let leader = record.child.as_ref().map_or(0, |child| child.pid);
+    // Nor is a group of a later process ours.
+    let leader = record
+        .child
+        .as_ref()
+        .filter(|child| platform::process(child.pid).is_none_or(|now| now.start == child.start));
+    let leader = leader.map_or(0, |child| child.pid);
     let grouped: BTreeSet<i32> =
         cgroup(record).map(|cgroup| cgroup.members()).unwrap_or_default().into_iter().collect();
     let mut table = platform::processes();

@@ -71,6 +71,7 @@ fn parse(stat: &str, uptime: f64, ticks: f64) -> Option<Usage> {
 #[cfg(not(target_os = "linux"))]
 fn usage(pid: i32) -> Option<Usage> {
     let output = std::process::Command::new("ps")
+        .env("LC_ALL", "C")
         .args(["-o", "pcpu=,etime=", "-p", &pid.to_string()])
         .output()
         .ok()?;

@@ -168,7 +168,7 @@ fn gpus() -> Vec<sys::ggml_backend_dev_t> {
 
 fn gpu_names(gpus: &[sys::ggml_backend_dev_t]) -> String {
     if gpus.is_empty() {
-        return match (cfg!(feature = "cuda"), cfg!(feature = "metal")) {
+        return match (cfg!(feature = "cuda"), cfg!(target_os = "macos")) {
             (true, _) => "NVIDIA GPUs, of which the driver shows none".into(),
             (_, true) => "Metal, which shows no GPU".into(),
             _ => "the CPU alone".into(),

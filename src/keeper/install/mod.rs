@@ -305,10 +305,12 @@ fn start(
         record.save(state)?;
     }
     render.say(&format!("started rbee {}", role.words().join(" ")));
-    if !service.survives_reboot() {
-        render.say(
+    match service {
+        Service::Detached => render.say(
             "warning: neither systemd nor launchd runs here: nothing starts it again after a crash or a reboot",
-        );
+        ),
+        Service::LaunchdUser => render.say("it starts when you log in; with the machine: `sudo rbee install --system`"),
+        _ => {}
     }
     Ok(())
 }

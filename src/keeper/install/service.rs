@@ -16,6 +16,9 @@ use std::time::Duration;
 const NOTIFY_FD: i32 = 3;
 /// How long a daemon that failed may take to say why.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+/// launchctl's words for a daemon that it has begun to stop, and for one that it starts already.
+const LAUNCHCTL_STOPS_STILL: i32 = 36;
+const LAUNCHCTL_STARTS_ALREADY: i32 = 37;
 /// Of what a supervisor or a daemon said, the last lines are told.
 const SAID_LINES: usize = 5;
 
@@ -44,8 +47,9 @@ impl Service {
         }
     }
 
+    /// Whether it is there after a reboot before anybody has logged in.
     pub fn survives_reboot(self) -> bool {
-        self != Service::Detached
+        !matches!(self, Service::Detached | Service::LaunchdUser)
     }
 
     fn systemctl(self, args: &[&str]) -> Command {
@@ -75,7 +79,9 @@ impl Service {
             Service::SystemdSystem | Service::Detached => unit::systemd(role, true, line),
             Service::SystemdUser => unit::systemd(role, false, line),
             Service::LaunchdSystem | Service::LaunchdUser => {
-                unit::launchd(role, line, &dirs.log(&role.unit()))
+                // The daemon turns its own log over. What launchd puts there is what is said before and beside it.
+                let line = [line, &["--detach".to_owned()]].concat();
+                unit::launchd(role, &line, &dirs.log(&role.unit()))
             }
         }
     }
@@ -106,8 +112,7 @@ impl Service {
                 run(self.systemctl(&["restart", &name]))
             }
             Service::LaunchdSystem | Service::LaunchdUser => {
-                let label = format!("{}/{}", self.domain(), unit::launchd_label(role));
-                run(launchctl(&["kickstart", "-k", &label]))
+                run(launchctl(&["kickstart", "-k", &self.loaded(role)]))
             }
             Service::Detached => detached(role, line, dirs),
         }
@@ -122,7 +127,7 @@ impl Service {
                 run(self.systemctl(&["start", &name]))
             }
             Service::LaunchdSystem | Service::LaunchdUser => {
-                run(launchctl(&["kickstart", &format!("{}/{}", self.domain(), unit::launchd_label(role))]))
+                run_unless(launchctl(&["kickstart", &self.loaded(role)]), &[LAUNCHCTL_STARTS_ALREADY])
             }
             Service::Detached => detached(role, line, dirs),
         }
@@ -136,8 +141,7 @@ impl Service {
                 run(self.systemctl(&["disable", "--now", &name]))
             }
             Service::LaunchdSystem | Service::LaunchdUser => {
-                let label = format!("{}/{}", self.domain(), unit::launchd_label(role));
-                run(launchctl(&["bootout", &label]))
+                run_unless(launchctl(&["bootout", &self.loaded(role)]), &[LAUNCHCTL_STOPS_STILL])
             }
             Service::Detached => Ok(()),
         }
@@ -154,12 +158,34 @@ impl Service {
         }
     }
 
-    fn domain(self) -> String {
+    /// launchd's domains that its agents or daemons may be in: of a user the graphical session, and the one that a Mac which
+    /// is only reached over ssh has, too.
+    fn domains(self) -> Vec<String> {
+        let user = rustix::process::geteuid().as_raw();
         match self {
-            Service::LaunchdUser => format!("gui/{}", rustix::process::geteuid().as_raw()),
-            _ => "system".into(),
+            Service::LaunchdUser => vec![format!("gui/{user}"), format!("user/{user}")],
+            _ => vec!["system".into()],
         }
     }
+
+    /// Where it is to be put: the first that there is.
+    fn domain(self) -> String {
+        first_there(self.domains())
+    }
+
+    /// As launchd calls it, wherever it was put.
+    fn loaded(self, role: Role) -> String {
+        let label = unit::launchd_label(role);
+        first_there(self.domains().into_iter().map(|domain| format!("{domain}/{label}")).collect())
+    }
+}
+
+/// The first of launchd's targets that there is, or the last of them.
+fn first_there(mut targets: Vec<String>) -> String {
+    let is_there =
+        |target: &String| launchctl(&["print", target]).output().is_ok_and(|output| output.status.success());
+    let at = targets.iter().position(is_there).unwrap_or(targets.len() - 1);
+    targets.swap_remove(at)
 }
 
 fn launchctl(args: &[&str]) -> Command {
@@ -181,10 +207,16 @@ fn linger() -> bool {
     enabled.is_ok_and(|output| output.status.success())
 }
 
-fn run(mut command: Command) -> Result<(), InstallError> {
+fn run(command: Command) -> Result<(), InstallError> {
+    run_unless(command, &[])
+}
+
+/// An exit code of `fine` is none of a failure.
+fn run_unless(mut command: Command, fine: &[i32]) -> Result<(), InstallError> {
     let said = format!("{command:?}").replace('"', "");
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.code().is_some_and(|code| fine.contains(&code)) => Ok(()),
         Ok(output) => Err(InstallError::Supervisor { command: said, said: told(&output) }),
         Err(source) => Err(InstallError::Run { command: said, source }),
     }

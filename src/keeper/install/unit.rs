@@ -132,6 +132,9 @@ pub fn launchd(role: Role, line: &[String], log: &Path) -> String {
          <key>ProgramArguments</key>\n    <array>\n{words}    </array>\n    \
          <key>RunAtLoad</key>\n    <true/>\n    \
          <key>KeepAlive</key>\n    <true/>\n    \
+         <!-- Also where nobody is logged in at the screen. -->\n    \
+         <key>LimitLoadToSessionType</key>\n    <array>\n        <string>Aqua</string>\n        <string>Background</string>\n        <string>System</string>\n    </array>\n    \
+         <key>ProcessType</key>\n    <string>Interactive</string>\n    \
          <!-- Workers are the hive's to end, and outlive one that crashed. -->\n    \
          <key>AbandonProcessGroup</key>\n    <true/>\n    \
          <key>ExitTimeOut</key>\n    <integer>{stop}</integer>\n    \

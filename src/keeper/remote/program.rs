@@ -20,8 +20,8 @@ const RECEIVE_SOURCE: &str = "umask 077 && mkdir -p \"$0/source\" && tar -xzf - 
 const SWEEP: &str =
     "find \"${0%/*}\" -maxdepth 1 -type d -name '.rbee-install-*' -mmin +1440 -exec rm -rf {} +";
 const SUM: &str = "(sha256sum \"$0\" || shasum -a 256 \"$0\" || openssl dgst -sha256 -r \"$0\") 2>/dev/null | cut -d ' ' -f 1";
-/// `cargo` may be where rustup puts it and only an interactive shell looks.
-const TOOLS: &str = "PATH=\"$HOME/.cargo/bin:$PATH\"; for tool in cargo cmake make; do command -v $tool >/dev/null || echo $tool; done; \
+/// `cargo` may be where rustup puts it, and a Mac's tools where Homebrew does: only an interactive shell looks there.
+const TOOLS: &str = "PATH=\"$HOME/.cargo/bin:$PATH:/opt/homebrew/bin:/usr/local/bin\"; for tool in cargo cmake make; do command -v $tool >/dev/null || echo $tool; done; \
                      command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || echo c++";
 /// Without a terminal nothing over there hears of a connection that ends, and a build goes on for an hour: so one of its own
 /// processes reads what never comes, and at its end tells which there are and kills them all. They are known by their group,
@@ -29,7 +29,7 @@ const TOOLS: &str = "PATH=\"$HOME/.cargo/bin:$PATH\"; for tool in cargo cmake ma
 const BUILD: &str = "exec 3<&0; { cat <&3 >/dev/null; set -- $(ps -o pgid= -p $$ | grep . || cut -d ' ' -f 5 /proc/$$/stat); \
                      case $1 in $$|$PPID) echo \"group $1 $$\"; ps -A -o pgid=,pid=,ppid=,comm=; kill -KILL 0;; esac; \
                      } 2>/dev/null & watch=$!; exec 3<&- </dev/null; \
-                     PATH=\"$HOME/.cargo/bin:$PATH\" && cd \"$0\"/source/* && cargo build --release --locked >&2 && \
+                     PATH=\"$HOME/.cargo/bin:$PATH:/opt/homebrew/bin:/usr/local/bin\" && cd \"$0\"/source/* && cargo build --release --locked >&2 && \
                      cp target/*/release/rbee \"$0/rbee\"; code=$?; kill $watch 2>/dev/null; exit $code";
 /// Tells first how many KiB there are.
 const REMOVE: &str = "du -sk \"$0\" 2>/dev/null | cut -f 1; rm -rf \"$0\"";
