@@ -158,6 +158,21 @@ fn close_to_others(path: &Path) -> Result<(), PathError> {
         .map_err(|source| PathError::Create { path: path.to_owned(), source })
 }
 
+/// The home folder that the system's list has for a user.
+pub fn home_of(user: u32) -> Option<PathBuf> {
+    home_in(&std::fs::read_to_string("/etc/passwd").ok()?, user)
+}
+
+/// Of lines of NAME:PASSWORD:UID:GID:COMMENT:HOME:SHELL.
+fn home_in(list: &str, user: u32) -> Option<PathBuf> {
+    list.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let is_users = fields.nth(2)?.parse() == Ok(user);
+        let home = PathBuf::from(fields.nth(2)?);
+        (is_users && home.is_absolute()).then_some(home)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +181,14 @@ mod tests {
         let env =
             |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         Dirs::find(env, user, state_dir.map(Path::new))
+    }
+
+    #[test]
+    fn a_users_home_is_in_the_systems_list() {
+        let list =
+            "# a comment\nroot:x:0:0:root:/root:/bin/bash\nbad:x\nnobody:x:65534:65534::nowhere:/bin/false\n";
+        assert_eq!(home_in(list, 0), Some("/root".into()));
+        assert_eq!((home_in(list, 65_534), home_in(list, 7)), (None, None));
     }
 
     #[test]

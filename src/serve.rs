@@ -16,7 +16,7 @@ use crate::http::url::{BadUrl, Url};
 use crate::http::{link, resolve};
 use crate::keys::{self, JoinError, KeyError, LocalKey, Passes, Ring};
 use crate::model::{Hub, HubError, Settings as StoreSettings, Store, StoreError};
-use crate::paths::{Dirs, PathError};
+use crate::paths::{self, Dirs, PathError};
 use crate::queen::{self, Queen, dispatch::Limits};
 use crate::shutdown::{self, DRAIN_MAX, Shutdown};
 use std::net::SocketAddr;
@@ -276,10 +276,16 @@ async fn use_token(settings: &Settings, options: &mut hive::Options, node: &str)
     }
 }
 
-/// This process's environment, as far as it is text.
+/// This process's environment, as far as it is text, for builds. A system service has no HOME, where rustup puts its tools.
 fn variables() -> Vec<(String, String)> {
     let text = |value: std::ffi::OsString| value.into_string().ok();
-    std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+    let mut all: Vec<(String, String)> =
+        std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+    if all.iter().all(|(name, _)| name != "HOME") {
+        let home = paths::home_of(rustix::process::geteuid().as_raw());
+        all.extend(home.and_then(|home| Some(("HOME".to_owned(), text(home.into())?))));
+    }
+    all
 }
 
 /// Origins that models may come from whatever their addresses are.

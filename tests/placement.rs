@@ -3,7 +3,7 @@
 use crate::builds::Shop;
 use crate::scripted;
 use crate::support::fleet::{CHAT, Full, Pair, served};
-use crate::support::gguf::{Tiny, tiny};
+use crate::support::gguf::{Fault, Tiny, corrupt, tiny};
 use crate::support::node::{Daemon, Job, Place, alone, chat, roomy, until};
 use rbee::wire::Code;
 use rbee::wire::fleet::now_ms;
@@ -253,7 +253,7 @@ impl Unlike {
             "--listen",
             "127.0.0.3:0",
             "--memory",
-            "2000",
+            "500",
             "--catalog",
             &catalog,
         ];
@@ -283,6 +283,41 @@ fn a_worker_that_ends_while_it_loads_is_replaced_on_another_node() {
             job.events.iter().find(is_retry).unwrap_or_else(|| panic!("{job:?}")).1["message"].to_string();
         assert!(told.contains("no driver") && told.contains("trying elsewhere"), "{told}");
         assert_eq!(fleet.here.workers()[0]["hive"], "there");
+    });
+}
+
+#[test]
+fn a_model_that_the_engine_does_not_know_is_refused_in_the_engines_words() {
+    alone(|| {
+        let place = Place::with_model(&Tiny::default());
+        std::fs::write(place.model(), corrupt(Fault::UnknownArchitecture)).unwrap();
+        let (daemon, model) = served(&place, &[]);
+        let refused = daemon.post(CHAT, &chat(&model, 3, false));
+        let failure = refused.failure();
+        assert_eq!((refused.status, failure.code), (400, Code::InvalidModel), "{failure:?}");
+        assert!(failure.message.contains("unknown model architecture"), "{failure}");
+        let log = failure.details["log"].as_array().unwrap_or_else(|| panic!("{failure:?}"));
+        assert!(!log.is_empty(), "{failure:?}");
+        daemon.has_no_worker();
+    });
+}
+
+#[test]
+fn a_worker_that_is_stopped_while_it_loads_is_not_started_elsewhere() {
+    alone(|| {
+        // It never begins to listen.
+        let fleet = Unlike::start(["exec tail -f /dev/null", ""]);
+        let infer = json!({
+            "operation": "infer", "model": fleet.model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
+        });
+        let job = fleet.here.begin(&infer);
+        let loading = fleet.here.the_worker("it loads", |worker| worker["state"] == "loading");
+        let stop = json!({"operation": "worker_stop", "worker_id": loading["worker_id"], "hive_id": "here"});
+        fleet.here.job(&stop).done();
+        let ended = fleet.here.follow(&job);
+        let failure = ended.find("error").unwrap_or_else(|| panic!("{ended:?}"));
+        assert!(failure["message"].as_str().unwrap().contains("was stopped"), "{failure}");
+        fleet.here.has_no_worker();
     });
 }
 

@@ -286,13 +286,15 @@ impl Life {
                     phase.send_replace(Phase::Ready);
                 }
                 Event::Loaded(Err(failure)) => {
+                    workers.update(id, |worker| worker.info.state = WorkerState::Failed);
                     // A worker that is about to exit says why better than its broken stream does.
                     let has_exited = tokio::time::timeout(WORKER_GRACE, tree.exited()).await.is_ok();
                     tree.stop(Duration::ZERO).await;
-                    let failure = if has_exited && failure.code == Code::WorkerLost {
-                        crashed(id, tree, &failure.message)
-                    } else {
-                        with_log(failure, id, tree)
+                    let failure = match failure.code {
+                        Code::WorkerLost if has_exited => crashed(id, tree, &failure.message),
+                        // Somebody else has asked it to end: this hive does not while it waits for it.
+                        Code::ShuttingDown => crashed(id, tree, &failure.message),
+                        _ => with_log(failure, id, tree),
                     };
                     return End::Crash { failure, served };
                 }
@@ -300,7 +302,20 @@ impl Life {
                     // Said before the rest of its tree has gone: nobody is to be sent to it any more.
                     workers.update(id, |worker| worker.info.state = WorkerState::Failed);
                     tree.ended().await;
-                    return End::Crash { failure: crashed(id, tree, &exit.to_string()), served };
+                    // One of ours has said why it could not load, and that may be heard after its end.
+                    let said = match loading.as_mut().filter(|_| endpoint.is_none()) {
+                        Some(loading) => {
+                            tokio::time::timeout(LAST_WORDS_MAX, loading).await.ok().and_then(Result::err)
+                        }
+                        None => None,
+                    };
+                    let is_reason =
+                        |said: &Failure| !matches!(said.code, Code::WorkerLost | Code::ShuttingDown);
+                    let failure = match said.filter(is_reason) {
+                        Some(said) => with_log(said, id, tree),
+                        None => crashed(id, tree, &exit.to_string()),
+                    };
+                    return End::Crash { failure, served };
                 }
                 Event::Asked(Order::Pin) => tree.renote(pinned(tree.note())).await,
                 Event::Asked(Order::Stop { grace, reply }) => {
@@ -423,10 +438,10 @@ async fn load(
         if event.data == "[DONE]" {
             return Ok(());
         }
-        let value: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
-        if event.name.as_deref() == Some("error") || value.get("error").is_some() {
-            return Err(Failure::from_body(500, event.data.as_bytes()));
+        if event.name.as_deref() == Some("error") {
+            return Err(serde_json::from_str(&event.data).unwrap_or_else(|error| lost(&error)));
         }
+        let value: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
         if let Some(progress) = value.get("progress").and_then(serde_json::Value::as_f64) {
             workers.update(&id, |worker| worker.info.state = WorkerState::Loading);
             phase.send_replace(Phase::Loading(progress));

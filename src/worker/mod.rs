@@ -40,7 +40,11 @@ use queue::Work;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long one that could not load stays for who has started it.
+const FAILURE_HEARD_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -76,9 +80,18 @@ impl WorkerError {
 
 fn engine_code(error: &EngineError) -> Code {
     match error {
-        EngineError::Load { .. } | EngineError::Unsuitable(..) | EngineError::Template(_) => {
-            Code::InvalidModel
+        // llama.cpp has one word for all of it, and tells the reason in its log only.
+        EngineError::Load { log, .. } => {
+            let says = |words: &[&str]| log.iter().any(|line| words.iter().any(|word| line.contains(word)));
+            match () {
+                () if says(&["unable to allocate", "failed to allocate", "out of memory"]) => {
+                    Code::InsufficientMemory
+                }
+                () if says(&["read error", "failed to open"]) => Code::Internal,
+                () => Code::InvalidModel,
+            }
         }
+        EngineError::Unsuitable(..) | EngineError::Template(_) => Code::InvalidModel,
         EngineError::Context { .. } => Code::InsufficientMemory,
         EngineError::Backend { .. } => Code::BackendUnavailable,
         EngineError::LoadCancelled(_) => Code::ShuttingDown,
@@ -100,6 +113,7 @@ pub async fn serve(mut options: Options, shutdown: Shutdown) -> Result<(), Worke
     if let Some(first) = header.parts.into_iter().next() {
         options.model = first;
     }
+    let is_leased = options.lease_fd.is_some();
     let guard = Arc::new(Guard::new(Vec::new(), options.api_key.as_deref()));
     let listeners = listeners(&options.listen, &guard)?;
     let (queue, incoming) = queue::queue();
@@ -114,7 +128,14 @@ pub async fn serve(mut options: Options, shutdown: Shutdown) -> Result<(), Worke
         ended = &mut ended => Some(ended),
         () = shutdown.drained() => None,
     };
-    if early.is_some() {
+    if let Some(ended) = &early {
+        // Whoever has started it asks how far it is, and is to hear why it could not load.
+        if matches!(ended, Ok(Err(_))) && is_leased {
+            tokio::select! {
+                _ = tokio::time::timeout(FAILURE_HEARD_MAX, service.failure_told()) => {}
+                () = shutdown.drained() => {}
+            }
+        }
         // The engine ended by itself: its clients have been told, nothing is left to drain.
         shutdown.drain();
     }
@@ -225,4 +246,25 @@ pub fn engine(options: &Options, progress: llama::Progress<'_>) -> Result<(Arc<M
     };
     let llama = Llama::new(model.clone(), &context)?;
     Ok((model, llama))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_load_failed_is_read_off_what_llama_cpp_logged() {
+        let code = |line: &str| {
+            engine_code(&EngineError::Load { path: "m".into(), log: vec![line.into(), "failed".into()] })
+        };
+        assert_eq!(
+            code("llama_model_load: error loading model: unable to allocate CUDA0 buffer"),
+            Code::InsufficientMemory
+        );
+        assert_eq!(
+            code("llama_model_load: error loading model: read error: Input/output error"),
+            Code::Internal
+        );
+        assert_eq!(code("error loading model: unknown model architecture: 'lolla'"), Code::InvalidModel);
+    }
 }

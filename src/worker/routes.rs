@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 /// The longest request body.
@@ -70,6 +70,8 @@ struct Shared {
     model_path: String,
     shutdown: Shutdown,
     preparing: Arc<Semaphore>,
+    /// Somebody has been told that the load failed, and why.
+    failure_told: Notify,
 }
 
 impl Routes {
@@ -81,7 +83,13 @@ impl Routes {
             model_path: options.model.display().to_string(),
             shutdown,
             preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
+            failure_told: Notify::new(),
         }))
+    }
+
+    /// Resolves when somebody has been told that the load failed.
+    pub async fn failure_told(&self) {
+        self.0.failure_told.notified().await;
     }
 }
 
@@ -122,14 +130,18 @@ impl Shared {
         reply::json(&json!({"ready": ready, "state": load.state(), "progress_url": PROGRESS_URL}))
     }
 
-    fn progress(&self) -> Response {
+    fn progress(self: &Arc<Self>) -> Response {
         let (events, response) = sse::channel();
-        let load = self.load.clone();
+        let shared = self.clone();
         self.shutdown.spawn(async move {
             tokio::select! {
                 () = events.closed() => {}
-                // A reader that left needs no more.
-                _ = tell_progress(load, &events) => {}
+                told = tell_progress(shared.load.clone(), &events) => {
+                    // A reader that left needs no more.
+                    if told.is_ok() && matches!(*shared.load.borrow(), Load::Failed(_)) {
+                        shared.failure_told.notify_one();
+                    }
+                }
             }
         });
         response

@@ -180,7 +180,7 @@ impl Dispatcher {
                 }
                 Err(NotBegun::Lost(failure)) => {
                     tries.lost_workers.push(slot.worker_id.clone());
-                    self.may_try_again(&tries.lost_workers, failure)?
+                    self.may_try_again(&tries.lost_workers, failure, true)?
                 }
             };
             tracing::info!(worker = slot.worker_id, reason = failure.message, "an answer did not begin");
@@ -192,12 +192,13 @@ impl Dispatcher {
         }
     }
 
-    /// Whether a request may be tried again after the loss of a worker; it has had `lost` of them.
-    fn may_try_again(&self, lost: &[String], failure: Failure) -> Result<Failure, Failure> {
+    /// Whether a request may be tried again after the loss of a worker; it has had `lost` of them. Of those who waited for one
+    /// load, only its cause takes from the budget: together they have one more started.
+    fn may_try_again(&self, lost: &[String], failure: Failure, is_cause: bool) -> Result<Failure, Failure> {
         if lost.len() >= LOSSES_MAX {
-            return Err(poisonous(lost, &failure));
+            return Err(poisonous(lost, failure));
         }
-        if !self.state().budget.retry(Instant::now()) {
+        if is_cause && !self.state().budget.retry(Instant::now()) {
             let what = format!("{}; too many were lost lately to try again", failure.message);
             return Err(Failure { message: what, ..failure });
         }
@@ -314,15 +315,20 @@ fn question(ask: &Dispatch<'_>, worker_id: &str) -> Result<http::Request<reply::
     Ok(question)
 }
 
-/// Two workers ended over one request: a third is not risked.
-fn poisonous(workers: &[String], last: &Failure) -> Failure {
+/// Two workers ended over one request: a third is not risked. What is known of the last one's end is told with it.
+fn poisonous(workers: &[String], last: Failure) -> Failure {
     let names = workers.join(" and ");
-    Failure::new(
-        Code::WorkerLost,
-        format!(
-            "workers {names} were lost over this request, one after the other, and it is not tried again: {}",
-            last.message
-        ),
-    )
-    .with(json!({"tokens": 0, "workers": workers}))
+    let has_loaded = last.details["worker_id"].is_null();
+    let mut details = match last.details {
+        Value::Object(details) => details,
+        _ => serde_json::Map::new(),
+    };
+    details.insert("tokens".into(), 0.into());
+    details.insert("workers".into(), json!(workers));
+    let message = format!(
+        "workers {names} were lost over this request, one after the other, and it is not tried again: {}",
+        last.message
+    );
+    let code = if has_loaded { Code::WorkerLost } else { last.code };
+    Failure::new(code, message).with(details.into())
 }

@@ -53,8 +53,9 @@ pub struct Spawning {
 impl Spawning {
     /// Whether its worker is one that a request could be sent to, and that would not be refused there.
     pub fn will_do(&self, want: &Want, refused: &[(String, Option<String>)]) -> bool {
-        let is_refused =
-            refused.iter().any(|(hive, device)| *hive == self.key.hive && *device == self.key.device);
+        let is_refused = refused
+            .iter()
+            .any(|(hive, device)| *hive == self.key.hive && (device.is_none() || *device == self.key.device));
         !is_refused
             && want.model == self.want.model
             && want.worker_id.is_none()

@@ -107,12 +107,20 @@ impl Dispatcher {
                     placed
                 }
                 // It was there when the request came: its hive may be dialling again.
-                Err(_) if tries.has_known_model => Placed::Wait(Wait::for_hive(want)),
-                Err(failure) => return Err(failure),
+                Err(_) if tries.has_known_model && tries.first_failure.is_none() => {
+                    Placed::Wait(Wait::for_hive(want))
+                }
+                Err(failure) => return Err(tries.first_failure.take().unwrap_or(failure)),
             };
-            let is_nowhere = matches!(placed, Placed::Refused(_)) && tries.lost_workers.len() < LOSSES_MAX;
-            if let Some(failure) = tries.lost_loading.take_if(|_| !is_nowhere) {
-                let failure = self.may_try_again(&tries.lost_workers, failure)?;
+            // Nothing was found yet: nowhere, or telemetry has not told yet that the lost one has gone.
+            let is_nowhere = match &placed {
+                Placed::Refused(_) => true,
+                Placed::Wait(wait) => !wait.is_for_slot,
+                _ => false,
+            };
+            let is_over = tries.lost_workers.len() >= LOSSES_MAX;
+            if let Some((failure, is_cause)) = tries.lost_loading.take_if(|_| is_over || !is_nowhere) {
+                let failure = self.may_try_again(&tries.lost_workers, failure, is_cause)?;
                 tell(JobEvent::warn("retry", format!("{}; trying elsewhere", failure.message)));
             }
             let wait = match placed {
@@ -328,8 +336,8 @@ pub(super) struct Tries {
     pub lost: Option<Failure>,
     /// Workers that ended over it, or while they were loaded for it.
     pub lost_workers: Vec<String>,
-    /// The last of those that ended while they were loaded, as long as nothing else was found.
-    lost_loading: Option<Failure>,
+    /// What became of the last that was loaded for it, as long as nothing else was found; and whether it was the cause.
+    lost_loading: Option<(Failure, bool)>,
     /// Some hive had the model.
     has_known_model: bool,
     /// Since when none has.
@@ -337,7 +345,7 @@ pub(super) struct Tries {
     /// Workers that were started for it.
     spawns: u32,
     races: u32,
-    /// Where it was refused: not asked again.
+    /// Where it was refused, or lost a worker, on a device or all of a hive: not asked again.
     refused: Vec<(String, Option<String>)>,
     first_failure: Option<Failure>,
 }
@@ -381,27 +389,27 @@ impl Tries {
             }
             Err(failure) => failure,
         };
+        // It was started, and ended or hung while it loaded: a driver, a disk, the memory. Another node may do better.
+        if let Some(worker) = failure.details["worker_id"].as_str()
+            && failure.code != Code::InvalidModel
+        {
+            self.lost_workers.push(worker.to_owned());
+            self.lost_loading = Some((failure.clone(), is_cause));
+            self.refused.push((place.0, None));
+            self.first_failure.get_or_insert(failure);
+            return Ok(Spawned::NotThere);
+        }
         match failure.code {
             // Somebody else was quicker, or a hive left: the next decision knows.
             Code::Conflict | Code::HiveLost | Code::HiveNotFound | Code::ShuttingDown => {
                 self.races += 1;
                 if self.races > RACES_MAX { Err(failure) } else { Ok(Spawned::LostARace) }
             }
-            // Its hive knows better than we did; another one may have room.
+            // Its hive knows better than we did; another one may have room, or a sound file.
             Code::InsufficientMemory
             | Code::BackendUnavailable
             | Code::ModelNotFound
             | Code::ChecksumMismatch => {
-                self.refused.push(place);
-                self.first_failure.get_or_insert(failure);
-                Ok(Spawned::NotThere)
-            }
-            // It ended or hung while it loaded: a driver, a disk. Another node may do better.
-            Code::WorkerLost | Code::LoadingTimeout => {
-                let unnamed = || format!("one of {}", place.0);
-                let worker = failure.details["worker_id"].as_str().map_or_else(unnamed, str::to_owned);
-                self.lost_workers.push(worker);
-                self.lost_loading = Some(failure.clone());
                 self.refused.push(place);
                 self.first_failure.get_or_insert(failure);
                 Ok(Spawned::NotThere)
