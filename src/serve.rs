@@ -19,7 +19,7 @@ use crate::model::{Hub, HubError, Settings as StoreSettings, Store, StoreError};
 use crate::paths::{self, Dirs, PathError};
 use crate::queen::{self, Queen, dispatch::Limits};
 use crate::shutdown::{self, DRAIN_MAX, Shutdown};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,9 +170,22 @@ fn is_us(queen: &Target, addresses: &[SocketAddr], own_name: &str) -> bool {
     let Some((host, port)) = queen.host_and_port() else { return false };
     let bare = host.strip_suffix(".local").unwrap_or(host);
     let is_our_name = bare.eq_ignore_ascii_case(own_name);
-    addresses
-        .iter()
-        .any(|address| is_our_name && port == address.port() || keys::leads_to(host, port, *address))
+    let is_our_address = host.trim_matches(['[', ']']).parse().is_ok_and(is_of_this_machine);
+    addresses.iter().any(|address| {
+        (is_our_name || is_our_address && address.ip().is_unspecified()) && port == address.port()
+            || keys::leads_to(host, port, *address)
+    })
+}
+
+/// Whether an address is one of this machine's: the way to such a one begins where it ends. Nothing is sent.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let begins = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 1))?;
+        socket.local_addr()
+    });
+    begins.is_ok_and(|begins| begins.ip() == address)
 }
 
 fn serve(listener: Listener, service: impl Service, guard: Arc<Guard>, shutdown: Shutdown) {
@@ -315,6 +328,8 @@ mod tests {
         assert!(us("http://127.0.0.1:80", "127.0.0.1:80") && us("http://localhost:80", "127.0.0.1:80"));
         assert!(us("http://localhost:80", "0.0.0.0:80") && us("http://[::1]:80", "[::]:80"));
         assert!(us("http://box:80", "0.0.0.0:80") && us("http://Box.local:80", "0.0.0.0:80"));
+        assert!(is_of_this_machine(Ipv4Addr::LOCALHOST.into()) && !is_of_this_machine([192, 0, 2, 1].into()));
+        assert!(!us("http://192.0.2.1:80", "0.0.0.0:80"), "another machine's");
         assert!(!us("http://localhost:81", "0.0.0.0:80") && !us("http://other:80", "0.0.0.0:80"));
     }
 }

@@ -15,10 +15,6 @@ impl Worker {
 }
 
 impl Workers {
-    pub(super) fn is_wanted_by_others(&self, id: &str) -> bool {
-        self.table.borrow().get(id).is_some_and(|worker| worker.waiting > 1)
-    }
-
     /// Takes an idle worker out of service, so that its memory can go to another; refused while anybody has use for it.
     pub fn give_up(&self, id: &str) -> Result<(), Failure> {
         let mut given_up = None;
@@ -135,18 +131,36 @@ impl Drop for Busy {
 pub(super) struct Waiting<'w> {
     workers: &'w Workers,
     id: String,
+    has_left: bool,
 }
 
 impl<'w> Waiting<'w> {
     pub(super) fn new(workers: &'w Workers, id: &str) -> Self {
         workers.update(id, |worker| worker.waiting += 1);
-        Waiting { workers, id: id.to_owned() }
+        Waiting { workers, id: id.to_owned(), has_left: false }
+    }
+
+    /// No longer waits. True for the last of those who did, if the worker has not served yet: it is that one's to stop. One that
+    /// is being started again is nobody's.
+    pub(super) fn leave(mut self) -> bool {
+        self.uncount()
+    }
+
+    fn uncount(&mut self) -> bool {
+        let mut is_unwanted = false;
+        if !std::mem::replace(&mut self.has_left, true) {
+            self.workers.update(&self.id, |worker| {
+                worker.waiting = worker.waiting.saturating_sub(1);
+                is_unwanted = worker.waiting == 0 && !worker.has_served;
+            });
+        }
+        is_unwanted
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
+        self.uncount();
     }
 }
 
@@ -173,6 +187,19 @@ mod tests {
         assert_eq!((state(&workers), workers.get(ID).unwrap().info.slots_busy), (WorkerState::Draining, 0));
         workers.remove(ID);
         assert_eq!(workers.busy(ID).unwrap_err().code, Code::WorkerNotFound);
+    }
+
+    #[test]
+    fn of_those_who_wait_for_a_worker_the_last_to_leave_is_the_one_to_stop_it() {
+        let (workers, _orders) = one();
+        let serves_not = |workers: &Workers| workers.update(ID, |worker| worker.has_served = false);
+        serves_not(&workers);
+        let [one, two] = [Waiting::new(&workers, ID), Waiting::new(&workers, ID)];
+        assert_eq!((one.leave(), two.leave()), (false, true), "however close together");
+        let waiting = Waiting::new(&workers, ID);
+        workers.update(ID, |worker| worker.has_served = true);
+        assert!(!waiting.leave(), "it is being started again");
+        assert_eq!(workers.get(ID).unwrap().waiting, 0);
     }
 
     #[test]

@@ -278,7 +278,7 @@ impl Workers {
         cancel: &CancellationToken,
     ) -> Result<Spawned, Failure> {
         let worker = self.get(id)?;
-        let _waiting = Waiting::new(self, id);
+        let waiting = Waiting::new(self, id);
         let mut phase = worker.phase.clone();
         let mut told = None;
         loop {
@@ -307,12 +307,10 @@ impl Workers {
                     return Err(Failure::new(Code::WorkerLost, format!("worker {id} is gone")));
                 },
                 () = cancel.cancelled() => {
-                    // One that is being started again is not this spawn's to end.
-                    let has_served = self.get(id).is_ok_and(|worker| worker.has_served);
-                    if has_served || self.is_wanted_by_others(id) {
-                        return Ok(Spawned::Cancelled(Receipt::default()));
-                    }
-                    return Ok(Spawned::Cancelled(self.stop(id, Duration::ZERO).await?));
+                    return Ok(Spawned::Cancelled(match waiting.leave() {
+                        true => self.stop(id, Duration::ZERO).await?,
+                        false => Receipt::default(),
+                    }));
                 }
             }
         }
