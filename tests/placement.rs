@@ -265,10 +265,20 @@ impl Unlike {
         Unlike { _shops: [shop, elsewhere], here, _there: there, model, _places: places }
     }
 
-    fn infer(&self) -> Job {
-        self.here.job(&json!({
+    fn begin(&self) -> String {
+        self.here.begin(&json!({
             "operation": "infer", "model": self.model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
         }))
+    }
+
+    fn infer(&self) -> Job {
+        self.here.follow(&self.begin())
+    }
+
+    /// A request that waits for a worker which loads `here`, and the worker.
+    fn begin_and_load(&self) -> (String, Value) {
+        let job = self.begin();
+        (job, self.here.the_worker("it loads", |worker| worker["state"] == "loading"))
     }
 }
 
@@ -307,17 +317,25 @@ fn a_worker_that_is_stopped_while_it_loads_is_not_started_elsewhere() {
     alone(|| {
         // It never begins to listen.
         let fleet = Unlike::start(["exec tail -f /dev/null", ""]);
-        let infer = json!({
-            "operation": "infer", "model": fleet.model, "device": scripted::ID, "prompt": "Bees", "max_tokens": 3,
-        });
-        let job = fleet.here.begin(&infer);
-        let loading = fleet.here.the_worker("it loads", |worker| worker["state"] == "loading");
+        let (job, loading) = fleet.begin_and_load();
         let stop = json!({"operation": "worker_stop", "worker_id": loading["worker_id"], "hive_id": "here"});
         fleet.here.job(&stop).done();
         let ended = fleet.here.follow(&job);
         let failure = ended.find("error").unwrap_or_else(|| panic!("{ended:?}"));
         assert!(failure["message"].as_str().unwrap().contains("was stopped"), "{failure}");
         fleet.here.has_no_worker();
+    });
+}
+
+#[test]
+fn a_request_whose_worker_loads_on_a_node_that_is_drained_goes_elsewhere() {
+    alone(|| {
+        let fleet = Unlike::start(["exec tail -f /dev/null", ""]);
+        let (job, loading) = fleet.begin_and_load();
+        assert_eq!(loading["hive"], "here");
+        fleet.here.job(&json!({"operation": "hive_drain", "hive_id": "here"})).done();
+        fleet.here.follow(&job).done();
+        assert_eq!(fleet.here.workers()[0]["hive"], "there");
     });
 }
 

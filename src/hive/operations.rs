@@ -115,6 +115,10 @@ async fn worker_spawn(hive: &Arc<Hive>, mut want: WorkerSpawn, job: &Context) ->
             Outcome::Done(json!(info))
         }
         Ok(Spawned::Cancelled(receipt)) => cancelled(receipt),
+        // One that was stopped because the hive drains is to be looked for elsewhere.
+        Err(failure) if failure.code == Code::WorkerLost && failure.details.is_null() => {
+            Outcome::Failed(hive.takes_work().err().unwrap_or(failure))
+        }
         Err(failure) => Outcome::Failed(failure),
     }
 }

@@ -140,27 +140,25 @@ impl<'w> Waiting<'w> {
         Waiting { workers, id: id.to_owned(), has_left: false }
     }
 
-    /// No longer waits. True for the last of those who did, if the worker has not served yet: it is that one's to stop. One that
-    /// is being started again is nobody's.
+    /// No longer waits. True for the last of those who did, if the worker has not served yet: it is that one's to stop, and nobody
+    /// joins it any more. One that is being started again is nobody's.
     pub(super) fn leave(mut self) -> bool {
-        self.uncount()
-    }
-
-    fn uncount(&mut self) -> bool {
         let mut is_unwanted = false;
-        if !std::mem::replace(&mut self.has_left, true) {
-            self.workers.update(&self.id, |worker| {
-                worker.waiting = worker.waiting.saturating_sub(1);
-                is_unwanted = worker.waiting == 0 && !worker.has_served;
-            });
-        }
+        self.has_left = true;
+        self.workers.update(&self.id, |worker| {
+            worker.waiting = worker.waiting.saturating_sub(1);
+            is_unwanted = worker.waiting == 0 && !worker.has_served;
+            worker.drains += u32::from(is_unwanted);
+        });
         is_unwanted
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.uncount();
+        if !self.has_left {
+            self.workers.update(&self.id, |worker| worker.waiting = worker.waiting.saturating_sub(1));
+        }
     }
 }
 
@@ -168,6 +166,7 @@ impl Drop for Waiting<'_> {
 mod tests {
     use super::*;
     use crate::hive::workers::tests::{ID, one};
+    use crate::wire::operation::WorkerSpawn;
 
     fn state(workers: &Workers) -> WorkerState {
         workers.get(ID).unwrap().info.state
@@ -192,10 +191,12 @@ mod tests {
     #[test]
     fn of_those_who_wait_for_a_worker_the_last_to_leave_is_the_one_to_stop_it() {
         let (workers, _orders) = one();
-        let serves_not = |workers: &Workers| workers.update(ID, |worker| worker.has_served = false);
-        serves_not(&workers);
+        workers.update(ID, |worker| worker.has_served = false);
+        let want = WorkerSpawn::of("m");
+        assert!(workers.matching(&want).is_some());
         let [one, two] = [Waiting::new(&workers, ID), Waiting::new(&workers, ID)];
         assert_eq!((one.leave(), two.leave()), (false, true), "however close together");
+        assert_eq!(workers.matching(&want), None, "it is about to be stopped");
         let waiting = Waiting::new(&workers, ID);
         workers.update(ID, |worker| worker.has_served = true);
         assert!(!waiting.leave(), "it is being started again");

@@ -442,7 +442,9 @@ async fn load(
             return Err(serde_json::from_str(&event.data).unwrap_or_else(|error| lost(&error)));
         }
         let value: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
-        if let Some(progress) = value.get("progress").and_then(serde_json::Value::as_f64) {
+        // Why it failed comes next.
+        let has_failed = value["state"] == "failed";
+        if let Some(progress) = value["progress"].as_f64().filter(|_| !has_failed) {
             workers.update(&id, |worker| worker.info.state = WorkerState::Loading);
             phase.send_replace(Phase::Loading(progress));
         }

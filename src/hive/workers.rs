@@ -477,7 +477,7 @@ fn is_id(word: &str) -> bool {
 
 fn is_match(worker: &Worker, want: &WorkerSpawn) -> bool {
     let Worker { info, kind, .. } = worker;
-    let is_alive = info.state.serves() || info.state.is_coming();
+    let is_alive = (info.state.serves() || info.state.is_coming()) && worker.drains == 0;
     let is_engine =
         |word: &String| word.eq_ignore_ascii_case(&info.worker) || word.eq_ignore_ascii_case(kind);
     let is_device = |word: &String| word.eq_ignore_ascii_case(&info.device) || is_engine(word);

@@ -136,15 +136,33 @@ impl Shared {
         self.shutdown.spawn(async move {
             tokio::select! {
                 () = events.closed() => {}
-                told = tell_progress(shared.load.clone(), &events) => {
-                    // A reader that left needs no more.
-                    if told.is_ok() && matches!(*shared.load.borrow(), Load::Failed(_)) {
-                        shared.failure_told.notify_one();
-                    }
-                }
+                // A reader that left needs no more.
+                _ = shared.tell_progress(&events) => {}
             }
         });
         response
+    }
+
+    /// Every step of the load until it is over.
+    async fn tell_progress(&self, events: &sse::Sender) -> Result<(), sse::Gone> {
+        let mut load = self.load.clone();
+        loop {
+            let now = load.borrow_and_update().clone();
+            let step = json!({"state": now.state(), "progress": now.progress()});
+            events.event("progress", &step.to_string()).await?;
+            match now {
+                Load::Ready(_) => return events.data("[DONE]").await,
+                Load::Failed(failure) => {
+                    events.event("error", &json!(failure).to_string()).await?;
+                    self.failure_told.notify_one();
+                    return events.data(&format!("[ERROR] {}", failure.message)).await;
+                }
+                Load::Loading(_) => {}
+            }
+            if load.changed().await.is_err() {
+                return events.data("[ERROR] the worker has ended").await;
+            }
+        }
     }
 
     fn props(&self) -> Result<Response, Failure> {
@@ -296,27 +314,6 @@ impl Shared {
         let Given { messages } = request.json(BODY_BYTES_MAX).await?;
         let rendered = self.blocking(move || ready.chat.render(&messages)).await?;
         Ok(reply::json(&json!({"prompt": rendered.prompt})))
-    }
-}
-
-/// Every step of the load until it is over.
-async fn tell_progress(mut load: watch::Receiver<Load>, events: &sse::Sender) -> Result<(), sse::Gone> {
-    loop {
-        let now = load.borrow_and_update().clone();
-        events
-            .event("progress", &json!({"state": now.state(), "progress": now.progress()}).to_string())
-            .await?;
-        match now {
-            Load::Ready(_) => return events.data("[DONE]").await,
-            Load::Failed(failure) => {
-                events.event("error", &json!(failure).to_string()).await?;
-                return events.data(&format!("[ERROR] {}", failure.message)).await;
-            }
-            Load::Loading(_) => {}
-        }
-        if load.changed().await.is_err() {
-            return events.data("[ERROR] the worker has ended").await;
-        }
     }
 }
 

@@ -112,6 +112,14 @@ impl Dispatcher {
                 }
                 Err(failure) => return Err(tries.first_failure.take().unwrap_or(failure)),
             };
+            // Where no other hive can, another device of the same one may.
+            if matches!(placed, Placed::Refused(_))
+                && let Some((hive, device)) = tries.lost_at.take()
+            {
+                tries.refused.retain(|(name, on)| *name != hive || on.is_some());
+                tries.refused.push((hive, Some(device)));
+                continue;
+            }
             // Nothing was found yet: nowhere, or telemetry has not told yet that the lost one has gone.
             let is_nowhere = match &placed {
                 Placed::Refused(_) => true,
@@ -338,6 +346,8 @@ pub(super) struct Tries {
     pub lost_workers: Vec<String>,
     /// What became of the last that was loaded for it, as long as nothing else was found; and whether it was the cause.
     lost_loading: Option<(Failure, bool)>,
+    /// The hive and its device that it was loaded on, as long as the hive's other devices were not thought of.
+    lost_at: Option<(String, String)>,
     /// Some hive had the model.
     has_known_model: bool,
     /// Since when none has.
@@ -395,7 +405,8 @@ impl Tries {
         {
             self.lost_workers.push(worker.to_owned());
             self.lost_loading = Some((failure.clone(), is_cause));
-            self.refused.push((place.0, None));
+            self.refused.push((place.0.clone(), None));
+            self.lost_at = place.1.map(|device| (place.0, device));
             self.first_failure.get_or_insert(failure);
             return Ok(Spawned::NotThere);
         }
