@@ -32,6 +32,11 @@ impl Shop {
         self.recipe_of(id, "1.0", phases, more);
     }
 
+    /// A recipe whose build says `waiting`, and goes on when it is told to by `go_on`.
+    pub fn waiting_recipe(&self, id: &str) {
+        self.recipe(id, "build() { echo waiting; read -r _ < pipe; }\nprepare() { mkfifo pipe; }\npackage() { install -Dm755 /bin/true \"$pkgdir/bin/engine\"; }", "");
+    }
+
     fn recipe_of(&self, id: &str, version: &str, phases: &str, more: &str) {
         let folder = self.folder.join(id);
         std::fs::create_dir_all(&folder).unwrap();
@@ -49,6 +54,14 @@ impl Shop {
             ["--name", "here", "--catalog", &url].into_iter().chain(more.iter().copied()).collect();
         Daemon::start(place, "serve", &args)
     }
+}
+
+/// Has the one build that waits go on.
+pub fn go_on(place: &Place) {
+    let builds: Vec<PathBuf> = folders_below(&place.state().join("builds"));
+    assert_eq!(builds.len(), 1, "{builds:?}");
+    let pipe = file_below(&builds[0], "pipe").expect("prepare() has made it");
+    std::fs::write(pipe, "go\n").unwrap();
 }
 
 fn worker_toml(id: &str, version: &str, more: &str) -> String {
@@ -129,7 +142,7 @@ fn in_a_stubborn_build(place: &Place) -> (Shop, Daemon, String) {
 }
 
 /// Waits until a job has told a line of output.
-fn has_told(daemon: &Daemon, job: &str, word: &str) {
+pub fn has_told(daemon: &Daemon, job: &str, word: &str) {
     until(&format!("the build tells `{word}`"), || {
         let mut stream = daemon.stream_of(job);
         loop {
@@ -402,8 +415,7 @@ fn two_who_ask_for_one_engine_share_one_build_and_one_of_them_may_leave() {
     alone(|| {
         let place = Place::new();
         let shop = Shop::open(&place);
-        // It waits for somebody to write into its pipe.
-        shop.recipe("slow", "build() { echo waiting; read -r _ < pipe; }\nprepare() { mkfifo pipe; }\npackage() { install -Dm755 /bin/true \"$pkgdir/bin/engine\"; }", "");
+        shop.waiting_recipe("slow");
         let daemon = shop.hive(&place, &[]);
         let first = install(&daemon, "slow");
         has_told(&daemon, &first, "waiting");
@@ -412,10 +424,7 @@ fn two_who_ask_for_one_engine_share_one_build_and_one_of_them_may_leave() {
         has_told(&daemon, &second, "waiting");
         let left = daemon.post(&format!("/v1/jobs/{first}/cancel"), &json!({})).json();
         assert_eq!(left["receipt"]["processes_reaped"], 0, "{left}");
-        let pipes: Vec<PathBuf> = folders_below(&place.state().join("builds"));
-        assert_eq!(pipes.len(), 1, "{pipes:?}");
-        let pipe = file_below(&pipes[0], "pipe").expect("prepare() has made it");
-        std::fs::write(pipe, "go\n").unwrap();
+        go_on(&place);
         assert_eq!(daemon.follow(&second).done()["worker_id"], "slow");
     });
 }

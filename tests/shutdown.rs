@@ -1,7 +1,7 @@
 //! How daemons end in order: what runs is finished, nothing new is taken, nothing is left; and what `rbee run` starts, with
 //! and without --ephemeral.
 
-use crate::builds::Shop;
+use crate::builds::{Shop, go_on, has_told};
 use crate::support::fleet::{CHAT, Full, fleet};
 use crate::support::node::{Daemon, PROMPT, Place, RBEE, alone, chat, repeat, roomy, said, until};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -57,17 +57,14 @@ fn a_hive_that_shuts_down_ends_the_build_it_has_begun_and_the_queen_hears_how() 
     alone(|| {
         let place = Place::new();
         let shop = Shop::open(&place);
-        // A build that takes a while, for a hive that has nothing else to do: its telemetry ends first.
-        shop.recipe("slow", "package() { sleep 2; mkdir -p \"$pkgdir/bin\"; printf '#!/bin/sh\\n' > \"$pkgdir/bin/engine\"; chmod 755 \"$pkgdir/bin/engine\"; }", "");
+        shop.waiting_recipe("slow");
         let (queen, mut hive) = fleet(&place, &["--catalog", &shop.daemon.url()]);
         let id = queen.begin(&json!({"operation": "worker_install", "worker_id": "slow"}));
-        until("it builds", || {
-            let told = queen.get(&format!("/v1/jobs/{id}")).json();
-            let builds = place.processes().iter().any(|(_, line)| line.contains("sleep 2"));
-            if builds { Ok(()) } else { Err(told.to_string()) }
-        });
+        has_told(&queen, &id, "waiting");
         hive.signal(Signal::TERM);
+        // It has nothing else to do: its telemetry ends first.
         queen.has_hives(0);
+        go_on(&place);
         queen.follow(&id).done();
         assert!(hive.ended().success());
     });
